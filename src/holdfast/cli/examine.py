@@ -1,0 +1,371 @@
+"""What `holdfast doctor` looks at: each function examines one property of the host and says what it means for a pool.
+
+Nothing is changed.  The checks of a filesystem write one block to an unnamed file that is gone when it is closed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno as errno_codes
+import mmap
+import os
+import platform
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+
+from holdfast.runtime.host import MemoryGroup, default_memory_bytes, host_available_bytes, memory_groups
+from holdfast.units import GIB, MIB, format_size
+
+OK: Literal["ok"] = "ok"
+WARN: Literal["warn"] = "warn"
+BAD: Literal["bad"] = "bad"
+
+# The server's descriptors: two for each open segment file at worst, one for each client, and some twenty.
+_DESCRIPTORS_WANTED = 4096
+
+# Room for the smallest useful ring, and what ring_memory leaves free for others.
+_SHM_BYTES_WANTED = 96 * MIB
+
+# Beside the budget there is the interpreter with its libraries, and what the kernel charges to the group for us.
+_MEMORY_MARGIN_BYTES = 128 * MIB
+
+_CAP_SYS_RESOURCE_BIT = 24
+_SYS_IO_URING_SETUP = 425  # on all architectures that have it under the common numbering: x86-64, AArch64, RISC-V
+_PEER_TOOLS = ("nbdcopy", "nbdinfo", "qemu-img", "qemu-nbd", "nbdkit", "fio", "nbd-client")
+
+# Filesystems on memory lose the pool with the power; network ones answer neither O_DIRECT nor fdatasync as disks do.
+_VOLATILE = frozenset({"tmpfs", "ramfs"})
+_REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs"})
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    subject: str
+    state: Literal["ok", "warn", "bad"]
+    found: str
+    why: str = ""
+    what_to_do: str = ""
+
+
+def examine(pool: Path | None) -> Iterator[Finding]:
+    """Everything about the host, and about the filesystem of `pool` if one is given (it need not exist yet)."""
+    for check in _HOST_CHECKS:
+        yield check()
+    for group in memory_groups():
+        yield _memory_group(group)
+    yield _memory_budget()
+    if pool is not None:
+        yield from _filesystem(pool)
+    yield from _optional()
+
+
+# --- The process and the kernel ---------------------------------------------------------------------------------------
+
+
+def _python() -> Finding:
+    return Finding(
+        subject="Python", state=OK, found=f"{platform.python_version()} ({platform.python_implementation()})"
+    )
+
+
+def _kernel() -> Finding:
+    release = platform.release()
+    major, minor = (int("".join(filter(str.isdigit, part)) or 0) for part in (release + ".0").split(".")[:2])
+    if (major, minor) < (5, 4):
+        return Finding(
+            subject="kernel",
+            state=WARN,
+            found=release,
+            why="nothing before 5.4 is tested",
+            what_to_do="use a newer kernel",
+        )
+    return Finding(subject="kernel", state=OK, found=f"{release} {platform.machine()}")
+
+
+def _shared_memory() -> Finding:
+    try:
+        counts = os.statvfs("/dev/shm")
+    except FileNotFoundError:
+        return Finding(
+            subject="/dev/shm",
+            state=WARN,
+            found="missing",
+            why="the ring becomes a file beside the pool, which costs write-back",
+            what_to_do="mount a tmpfs on /dev/shm",
+        )
+    free_bytes = counts.f_bavail * counts.f_frsize
+    found = f"{format_size(free_bytes)} free of {format_size(counts.f_blocks * counts.f_frsize)}"
+    if free_bytes < _SHM_BYTES_WANTED:
+        return Finding(
+            subject="/dev/shm",
+            state=WARN,
+            found=found,
+            why="too small for a ring: it becomes a file beside the pool, which costs write-back",
+            what_to_do="enlarge it (docker run --shm-size=1g, mount -o remount,size=1G /dev/shm)",
+        )
+    return Finding(subject="/dev/shm", state=OK, found=found)
+
+
+def _descriptors() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found = f"{_limit(soft)}, can be raised to {_limit(hard)}"
+    if hard != resource.RLIM_INFINITY and hard < _DESCRIPTORS_WANTED:
+        return Finding(
+            subject="open files",
+            state=WARN,
+            found=found,
+            why="few clients and few open segments at a time",
+            what_to_do=f"raise the hard limit to {_DESCRIPTORS_WANTED} (LimitNOFILE= or ulimit -Hn)",
+        )
+    return Finding(subject="open files", state=OK, found=found)
+
+
+def _locked_memory() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    found = _limit_size(soft)
+    if hard != resource.RLIM_INFINITY and hard < default_memory_bytes() and not _has_capability(14):  # CAP_IPC_LOCK
+        return Finding(
+            subject="locked memory",
+            state=WARN,
+            found=found,
+            why="the ring may be swapped out, which makes writes wait for the disk",
+            what_to_do="LimitMEMLOCK=infinity in the unit, or ulimit -l unlimited; without swap it does not matter",
+        )
+    return Finding(subject="locked memory", state=OK, found=found)
+
+
+def _io_uring() -> Finding:
+    libc = ctypes.CDLL(None, use_errno=True)
+    parameters = ctypes.create_string_buffer(120)  # struct io_uring_params, all zero
+    fd = libc.syscall(_SYS_IO_URING_SETUP, 1, parameters)
+    if fd >= 0:
+        os.close(fd)
+        return Finding(subject="io_uring", state=OK, found="permitted")
+    reason = os.strerror(ctypes.get_errno()).lower()
+    return Finding(
+        subject="io_uring",
+        state=OK,
+        found=f"not available ({reason})",
+        why="worker threads do the same work",
+    )
+
+
+def _io_flusher() -> Finding:
+    if _has_capability(_CAP_SYS_RESOURCE_BIT):
+        return Finding(subject="IO_FLUSHER", state=OK, found="permitted (CAP_SYS_RESOURCE)")
+    return Finding(
+        subject="IO_FLUSHER",
+        state=OK,
+        found="not permitted (no CAP_SYS_RESOURCE)",
+        why="matters only where the server's own host mounts its volumes; a bonus there",
+    )
+
+
+_HOST_CHECKS: tuple[Callable[[], Finding], ...] = (
+    _python,
+    _kernel,
+    _shared_memory,
+    _descriptors,
+    _locked_memory,
+    _io_uring,
+    _io_flusher,
+)
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+
+def _memory_group(group: MemoryGroup) -> Finding:
+    found = f"{format_size(group.headroom_bytes)} left of {format_size(group.limit_bytes)}"
+    subject = f"cgroup v{group.version} {group.path}"
+    if group.headroom_bytes < default_memory_bytes() + _MEMORY_MARGIN_BYTES:
+        return Finding(
+            subject=subject,
+            state=WARN,
+            found=found,
+            why="at its limit the kernel kills; it does not say no",
+            what_to_do="raise the limit, give --memory less, or move others out of the group",
+        )
+    return Finding(subject=subject, state=OK, found=found)
+
+
+def _memory_budget() -> Finding:
+    budget_bytes, available_bytes = default_memory_bytes(), host_available_bytes()
+    found = f"{format_size(budget_bytes)} by default; the host has {format_size(available_bytes)} available"
+    if available_bytes < budget_bytes + _MEMORY_MARGIN_BYTES:
+        return Finding(
+            subject="memory",
+            state=WARN,
+            found=found,
+            why="the host is short of memory now",
+            what_to_do="give --memory less, or free memory",
+        )
+    return Finding(subject="memory", state=OK, found=found)
+
+
+# --- The pool's filesystem --------------------------------------------------------------------------------------------
+
+
+def _filesystem(pool: Path) -> Iterator[Finding]:
+    directory = pool.resolve()
+    while not directory.is_dir():
+        directory = directory.parent
+    kind = filesystem_type(directory)
+    yield _filesystem_kind(directory, kind)
+    yield _free_space(directory)
+    yield from _file_operations(directory)
+
+
+def _filesystem_kind(directory: Path, kind: str) -> Finding:
+    found = f"{kind} at {directory}"
+    if kind in _VOLATILE:
+        return Finding(
+            subject="filesystem",
+            state=WARN,
+            found=found,
+            why="it is memory: nothing survives a power failure",
+            what_to_do="put the pool on a disk",
+        )
+    if kind in _REMOTE:
+        return Finding(
+            subject="filesystem",
+            state=WARN,
+            found=found,
+            why="what a flush means there is not in our hands",
+            what_to_do="put the pool on a local disk (ext4 or XFS)",
+        )
+    return Finding(subject="filesystem", state=OK, found=found)
+
+
+def _free_space(directory: Path) -> Finding:
+    counts = os.statvfs(directory)
+    free_bytes = counts.f_bavail * counts.f_frsize
+    if free_bytes < GIB:
+        return Finding(
+            subject="free space",
+            state=WARN,
+            found=format_size(free_bytes),
+            why="a pool needs its capacity on disk, with segments to spare",
+            what_to_do="free space, or put the pool elsewhere",
+        )
+    return Finding(subject="free space", state=OK, found=format_size(free_bytes))
+
+
+def _file_operations(directory: Path) -> Iterator[Finding]:
+    """O_DIRECT and RWF_NOWAIT, tried on an unnamed file."""
+    direct_failure: OSError | None = None
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        state = BAD if error.errno in (errno_codes.EACCES, errno_codes.EPERM, errno_codes.EROFS) else WARN
+        yield Finding(
+            subject="writing",
+            state=state,
+            found=(error.strerror or str(error)).lower(),
+            why=f"no file can be made in {directory} without a name",
+            what_to_do="give the server's user the right to write there" if state is BAD else "use ext4 or XFS",
+        )
+        return
+    try:
+        with mmap.mmap(-1, 4096) as block:
+            try:
+                direct = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+                try:
+                    os.pwrite(direct, block, 0)
+                finally:
+                    os.close(direct)
+            except OSError as error:
+                direct_failure = error
+                os.pwrite(fd, block, 0)
+            yield _direct_io(direct_failure)
+            yield _read_nowait(fd, block)
+    finally:
+        os.close(fd)
+
+
+def _direct_io(failure: OSError | None) -> Finding:
+    if failure is None:
+        return Finding(subject="O_DIRECT", state=OK, found="works")
+    return Finding(
+        subject="O_DIRECT",
+        state=WARN,
+        found=(failure.strerror or str(failure)).lower(),
+        why="writes go through the page cache: slower, and less predictable under memory pressure",
+        what_to_do="put the pool on ext4 or XFS on a disk",
+    )
+
+
+def _read_nowait(fd: int, block: mmap.mmap) -> Finding:
+    try:
+        os.preadv(fd, [block], 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        pass  # not cached: but it was understood
+    except OSError as error:
+        return Finding(
+            subject="RWF_NOWAIT",
+            state=WARN,
+            found=(error.strerror or str(error)).lower(),
+            why="every read that the ring cannot answer goes to a worker thread",
+            what_to_do="put the pool on ext4, XFS or btrfs",
+        )
+    return Finding(subject="RWF_NOWAIT", state=OK, found="works")
+
+
+def filesystem_type(directory: Path) -> str:
+    """The type of the filesystem that is mounted last at or above `directory`."""
+    best_length, best_kind = -1, "unknown"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        mount_point = Path(before.split(" ")[4].replace("\\040", " "))
+        if directory.is_relative_to(mount_point) and len(str(mount_point)) >= best_length:
+            best_length, best_kind = len(str(mount_point)), after.split(" ")[0]
+    return best_kind
+
+
+# --- What is nice to have ---------------------------------------------------------------------------------------------
+
+
+def _optional() -> Iterator[Finding]:
+    for module, purpose in (
+        ("nbd", "nbd-client, a disk of this host"),
+        ("ublk_drv", "ublk, a faster disk of this host"),
+    ):
+        yield Finding(subject=f"module {module}", state=OK, found=_module_state(module), why=f"for {purpose}")
+    present = [tool for tool in _PEER_TOOLS if shutil.which(tool)]
+    missing = [tool for tool in _PEER_TOOLS if tool not in present]
+    yield Finding(
+        subject="tools",
+        state=OK,
+        found=", ".join(present) or "none",
+        why=f"not here: {', '.join(missing)}" if missing else "",
+    )
+
+
+def _module_state(module: str) -> str:
+    if Path("/sys/module", module).is_dir():
+        return "loaded"
+    directory = Path("/lib/modules", platform.release())
+    for index, state in (("modules.builtin", "built in"), ("modules.dep", "can be loaded")):
+        path = directory / index
+        if path.is_file() and f"/{module}.ko" in path.read_text():
+            return state
+    return "not here"
+
+
+def _has_capability(bit: int) -> bool:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> bit & 1)
+    return False
+
+
+def _limit(value: int) -> str:
+    return "unlimited" if value == resource.RLIM_INFINITY else str(value)
+
+
+def _limit_size(value: int) -> str:
+    return "unlimited" if value == resource.RLIM_INFINITY else format_size(value)

@@ -1,0 +1,187 @@
+"""What POOL and POOL/NAME on a command line mean, and how the pool is reached.
+
+A pool is a directory with a superblock in it.  POOL/NAME is cut at the last slash, unless the whole is a pool.  A pool
+that is being served is asked through its control socket; one that is not is opened in this process, under its lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from holdfast.cli.command import CommandError
+from holdfast.control.api import OfflineService, validate_volume_name, validate_volume_size
+from holdfast.control.client import CONTROL_SOCKET_NAME, ControlClient
+from holdfast.errors import HoldfastError, PoolBusyError, RequestError
+from holdfast.units import format_size, parse_size
+
+SUPERBLOCK_NAME = "superblock"
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPath:
+    """A pool and, if one was named, a volume of it."""
+
+    pool: Path
+    name: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.pool) if self.name is None else f"{self.pool}/{self.name}"
+
+
+def is_pool(path: Path) -> bool:
+    return (path / SUPERBLOCK_NAME).is_file() or (path / CONTROL_SOCKET_NAME).is_socket()
+
+
+def split_pool_path(text: str) -> PoolPath:
+    """Cut POOL[/NAME]. Whether pool and volume exist is found out when they are used."""
+    path = Path(text)
+    if is_pool(path) or text.endswith("/") or path.is_dir():
+        return PoolPath(path)
+    return PoolPath(path.parent, path.name)
+
+
+@contextmanager
+def open_pool(pool: Path, *, make: bool = False) -> Iterator[OfflineService]:
+    """The pool in directory `pool`, through its server if it has one. With `make` it need not exist yet."""
+    with ExitStack() as stack:
+        service: OfflineService | None = ControlClient.connect_if_served(pool)
+        if service is None:
+            if not make and not is_pool(pool):
+                raise CommandError(f"{pool}: there is no pool here; make one: holdfast serve {pool} --volume disk0=10G")
+            from holdfast.server import offline
+
+            try:
+                service = stack.enter_context(offline(str(pool)))
+            except PoolBusyError:
+                # A server may have started between the two attempts.
+                service = ControlClient.connect_if_served(pool)
+                if service is None:
+                    raise
+        if isinstance(service, ControlClient):
+            stack.enter_context(service)
+        yield service
+
+
+# --- Parameter types --------------------------------------------------------------------------------------------------
+
+
+class SizeType(click.ParamType[int]):
+    """512M, 10G, 1T: bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class VolumeSizeType(SizeType):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        size_bytes = super().convert(value, param, ctx)
+        return _convert(self, validate_volume_size, size_bytes, param, ctx)
+
+
+class NamedSizeType(click.ParamType[tuple[str, int]]):
+    """NAME=SIZE: a volume to be there."""
+
+    name = "name=size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, size = str(value).partition("=")
+        if not equals:
+            self.fail(f"{value!r} has no size; write for example {value}=10G", param, ctx)
+        _convert(self, validate_volume_name, name, param, ctx)
+        return name, VOLUME_SIZE.convert(size, param, ctx)
+
+
+class PoolPathType(click.ParamType[PoolPath]):
+    """POOL or POOL/NAME."""
+
+    name = "pool[/name]"
+
+    def __init__(self, *, wants_name: bool | None) -> None:
+        """`wants_name`: True where a volume must be named, False where it must not, None where it may."""
+        self.wants_name = wants_name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> PoolPath:
+        if isinstance(value, PoolPath):
+            return value
+        if self.wants_name is False:
+            return PoolPath(Path(value))
+        where = split_pool_path(value)
+        if where.name is None and self.wants_name:
+            self.fail(f"{value!r} names no volume; write {where.pool}/NAME", param, ctx)
+        if where.name is not None:
+            _convert(self, validate_volume_name, where.name, param, ctx)
+        return where
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        if self.wants_name is False:
+            return [CompletionItem(incomplete, type="dir")]
+        return complete_pool_path(incomplete) or [CompletionItem(incomplete, type="dir")]
+
+
+class PlaceType(click.ParamType[str]):
+    """A file, a block device, POOL/NAME or an NBD URI: completed as volumes where a pool is typed, else as a file."""
+
+    name = "place"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return complete_pool_path(incomplete) or [CompletionItem(incomplete, type="file")]
+
+
+def complete_pool_path(incomplete: str) -> list[CompletionItem]:
+    """The volumes that `POOL/begi` may become. Of a served pool only: opening an idle one is more than a Tab may do."""
+    pool, slash, begin = incomplete.rpartition("/")
+    if not slash:
+        return []
+    try:
+        client = ControlClient.connect_if_served(pool)
+        if client is None:
+            return []
+        with client:
+            volumes = client.volumes()
+    except HoldfastError:
+        return []  # a completion has nowhere to put an error
+    return [
+        CompletionItem(f"{pool}/{volume.name}", help=format_size(volume.size_bytes))
+        for volume in volumes
+        if volume.name.startswith(begin)
+    ]
+
+
+def _convert(
+    kind: click.ParamType[Any],
+    validate: Callable[[_T], _T],
+    value: _T,
+    param: click.Parameter | None,
+    ctx: click.Context | None,
+) -> _T:
+    try:
+        return validate(value)
+    except RequestError as error:
+        kind.fail(str(error), param, ctx)
+
+
+SIZE = SizeType()
+VOLUME_SIZE = VolumeSizeType()
+NAMED_SIZE = NamedSizeType()
+POOL = PoolPathType(wants_name=False)
+POOL_OR_VOLUME = PoolPathType(wants_name=None)
+VOLUME = PoolPathType(wants_name=True)
+PLACE = PlaceType()

@@ -1,0 +1,124 @@
+"""`holdfast serve`: options in, `server.serve` does the rest.
+
+The server lives in this process, so this module imports as little as it can: no rich, no tables.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from holdfast.cli.command import ManualCommand
+from holdfast.cli.locate import NAMED_SIZE, POOL, SIZE, PoolPath
+from holdfast.errors import RequestError
+
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+
+# TCP and Unix listeners as written on the command line. Their parts are checked where they are bound.
+_LISTEN_PREFIXES = ("unix:", "tcp:")
+
+
+def _check_listen(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if not value.startswith(_LISTEN_PREFIXES):
+            raise click.BadParameter(f"{value!r} is neither unix:PATH nor tcp:ADDRESS:PORT", ctx, param)
+    return values
+
+
+def _check_volumes(
+    ctx: click.Context, param: click.Parameter, values: tuple[tuple[str, int], ...]
+) -> tuple[tuple[str, int], ...]:
+    names = [name for name, _size_bytes in values]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.BadParameter(f"the volume {name!r} is given twice", ctx, param)
+    return values
+
+
+def _memory_bytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    if value == "auto":
+        from holdfast.runtime.host import default_memory_bytes
+
+        return default_memory_bytes()
+    return SIZE.convert(value, param, ctx)
+
+
+@click.command(
+    name="serve",
+    cls=ManualCommand,
+    exit_codes={0: "stopped by SIGTERM, SIGINT or request, with everything flushed", 1: "the pool refused an option"},
+    examples=[
+        ("A pool in ./pool with a thin disk of 10 GiB, on ./pool/nbd.sock", "holdfast serve ./pool --volume disk0=10G"),
+        (
+            "The same disk for other hosts too, in 512 MiB of memory",
+            "holdfast serve ./pool --nbd unix:./pool/nbd.sock --nbd tcp:0.0.0.0:10809 --memory 512M",
+        ),
+        (
+            "What qemu is then told",
+            "qemu-system-x86_64 -drive file=nbd+unix:///disk0?socket=./pool/nbd.sock,format=raw",
+        ),
+    ],
+)
+@click.argument("pool", type=POOL)
+@click.option(
+    "--volume", "volumes", type=NAMED_SIZE, multiple=True, metavar="NAME=SIZE", callback=_check_volumes,
+    help="Have this volume: it is created if the pool does not have it. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--nbd", "listen", multiple=True, metavar="unix:PATH|tcp:ADDR:PORT", callback=_check_listen,
+    help="Accept NBD clients here. May be repeated. Without it: unix:POOL/nbd.sock.",
+)  # fmt: skip
+@click.option(
+    "--memory", "memory_bytes", default="auto", metavar="SIZE|auto", callback=_memory_bytes,
+    help="Budget for the ring, the map and the buffers. auto: half of what the control groups of this process (or the "
+    "host) allow, at most 256M.",
+)  # fmt: skip
+@click.option(
+    "--capacity", "capacity_bytes", type=SIZE, metavar="SIZE",
+    help="Disk space that the pool may use. Without it: what it had, or what the filesystem allows.",
+)  # fmt: skip
+@click.option(
+    "--segment-size", "segment_size_bytes", type=SIZE, metavar="SIZE",
+    help="Advanced: segment files of a new pool have this size, for good. Default: 32M, less where memory is short.",
+)  # fmt: skip
+@click.option(
+    "--preallocate", is_flag=True,
+    help="Write all segments through before serving, not in the background. Steady speed from the first write on.",
+)  # fmt: skip
+@click.option("--log-level", type=click.Choice(_LOG_LEVELS), default="info", help="What goes to standard error.")
+def command(
+    pool: PoolPath,
+    volumes: tuple[tuple[str, int], ...],
+    listen: tuple[str, ...],
+    memory_bytes: int,
+    capacity_bytes: int | None,
+    segment_size_bytes: int | None,
+    preallocate: bool,
+    log_level: str,
+) -> int:
+    """Serve the volumes of POOL over NBD until SIGTERM or SIGINT.
+
+    POOL is a directory; it is made if it does not exist.  Once clients can connect, one line that starts with `ready `
+    and names the NBD URI of each volume is printed to standard output.  The name of the export is the name of the
+    volume; the empty name is the only volume.
+
+    The pool comes back with everything it acknowledged after a kill -9, and with everything it flushed after a power
+    failure.  One server serves a pool; a second one is told so and ends.
+    """
+    from holdfast.server import ServeOptions, serve
+
+    logging.basicConfig(level=log_level.upper(), format="holdfast: %(levelname)s: %(message)s")
+    if segment_size_bytes is not None and segment_size_bytes % 4096:
+        raise RequestError(f"--segment-size {segment_size_bytes} is not a multiple of 4096 bytes; try 32M")
+    return serve(
+        ServeOptions(
+            pool=str(pool.pool),
+            volumes=list(volumes),
+            listen=list(listen),
+            memory_bytes=memory_bytes,
+            capacity_bytes=capacity_bytes,
+            segment_size_bytes=segment_size_bytes,
+            preallocate=preallocate,
+        )
+    )

@@ -1,0 +1,151 @@
+"""`holdfast volume create|list|show|remove`, on a served pool and on an idle one alike."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from holdfast.cli.command import CommandError, LazyGroup, ManualCommand
+from holdfast.cli.locate import POOL, POOL_OR_VOLUME, VOLUME, VOLUME_SIZE, PoolPath, open_pool
+from holdfast.cli.output import print_json, print_table
+from holdfast.control.api import VolumeInfo, VolumeList
+from holdfast.units import format_size
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+@click.group(name="volume", cls=LazyGroup)
+def command() -> None:
+    """Create, list, show and remove the volumes of a pool.
+
+    POOL is the directory of the pool and POOL/NAME a volume of it.  The pool may be served or idle; an idle one is
+    opened for the moment.
+    """
+
+
+@command.command(
+    cls=ManualCommand,
+    exit_codes={1: "the pool refused: the name is taken, or there is no space"},
+    examples=[
+        ("A thin disk of 10 GiB", "holdfast volume create ./pool/disk1 10G"),
+        ("Its NBD URI, for a script", "holdfast volume create ./pool/disk1 10G --json | jq -r .uris[0]"),
+    ],
+)
+@click.argument("volume", type=VOLUME, metavar="POOL/NAME")
+@click.argument("size", type=VOLUME_SIZE)
+@_JSON
+def create(volume: PoolPath, size: int, as_json: bool) -> None:
+    """Create the volume NAME of SIZE in POOL.
+
+    The volume is thin: it takes space as it is written.  A served volume can be used at once.
+    """
+    assert volume.name is not None
+    with open_pool(volume.pool, make=True) as service:
+        info = service.create_volume(volume.name, size)
+    if as_json:
+        print_json(info)
+    else:
+        click.echo(f"created {volume} of {format_size(info.size_bytes)}" + "".join(f"\n{uri}" for uri in info.uris))
+
+
+@command.command(
+    name="list",
+    cls=ManualCommand,
+    examples=[
+        ("All volumes", "holdfast volume list ./pool"),
+        ("Their names only", "holdfast volume list ./pool --json | jq -r .volumes[].name"),
+    ],
+)
+@click.argument("pool", type=POOL)
+@_JSON
+def list_(pool: PoolPath, as_json: bool) -> None:
+    """List the volumes of POOL.
+
+    MAPPED is what is written and not trimmed; CLIENTS are the NBD connections now.
+    """
+    with open_pool(pool.pool) as service:
+        volumes = service.volumes()
+    if as_json:
+        print_json(VolumeList(volumes=volumes))
+        return
+    if not volumes:
+        click.echo(f"{pool} has no volumes; create one with: holdfast volume create {pool}/disk0 10G", err=True)
+        return
+    print_table(
+        ("NAME", "SIZE", "MAPPED", "CLIENTS", "STATE", "URI"),
+        [
+            (
+                volume.name,
+                format_size(volume.size_bytes),
+                format_size(volume.mapped_bytes),
+                str(volume.connections),
+                _state(volume),
+                volume.uris[0] if volume.uris else "-",
+            )
+            for volume in volumes
+        ],
+        right=frozenset({"SIZE", "MAPPED", "CLIENTS"}),
+        styles={"damaged": "bold red", "ok": "green"},
+    )
+
+
+@command.command(
+    cls=ManualCommand,
+    exit_codes={1: "there is no such volume"},
+    examples=[("One volume", "holdfast volume show ./pool/disk0"), ("The only one", "holdfast volume show ./pool")],
+)
+@click.argument("volume", type=POOL_OR_VOLUME, metavar="POOL[/NAME]")
+@_JSON
+def show(volume: PoolPath, as_json: bool) -> None:
+    """Show one volume, with the ranges of it that are damaged.
+
+    NAME may be left out where the pool has only one volume.
+    """
+    with open_pool(volume.pool) as service:
+        info = service.volume(volume.name) if volume.name is not None else _only_volume(volume, service.volumes())
+    if as_json:
+        print_json(info)
+        return
+    for title, value in (
+        ("name", info.name),
+        ("size", f"{format_size(info.size_bytes)} ({info.size_bytes} bytes)"),
+        ("mapped", f"{format_size(info.mapped_bytes)} ({info.mapped_bytes} bytes)"),
+        ("created", info.created or "-"),
+        ("clients", str(info.connections)),
+        *(("uri", uri) for uri in info.uris),
+        ("state", _state(info)),
+        *(("damaged", f"{part.length} bytes at offset {part.offset}: {part.what}") for part in info.damaged),
+    ):
+        click.echo(f"{title:<8}  {value}")
+
+
+@command.command(
+    cls=ManualCommand,
+    exit_codes={1: "the pool refused: no such volume, or clients use it"},
+    examples=[
+        ("Ask first", "holdfast volume remove ./pool/disk1"),
+        ("From a script, whether clients use it or not", "holdfast volume remove ./pool/disk1 --yes --force"),
+    ],
+)
+@click.argument("volume", type=VOLUME, metavar="POOL/NAME")
+@click.option("--force", is_flag=True, help="Remove it although clients are connected; they are cut off.")
+@click.option("--yes", is_flag=True, help="Do not ask. Nothing is asked where standard input is no terminal.")
+def remove(volume: PoolPath, force: bool, yes: bool) -> None:
+    """Remove the volume NAME of POOL with all its data.  There is no way back."""
+    assert volume.name is not None
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"remove {volume} with all its data?", abort=True, err=True)
+    with open_pool(volume.pool) as service:
+        service.remove_volume(volume.name, force=force)
+    click.echo(f"removed {volume}")
+
+
+def _only_volume(where: PoolPath, volumes: list[VolumeInfo]) -> VolumeInfo:
+    if len(volumes) != 1:
+        raise CommandError(f"{where}: the pool has {len(volumes)} volumes; name one as {where}/NAME")
+    return volumes[0]
+
+
+def _state(volume: VolumeInfo) -> str:
+    return "damaged" if volume.damaged else "ok"

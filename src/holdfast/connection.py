@@ -1,0 +1,352 @@
+"""A connection: the socket of one NBD client, its handshake, then its session.
+
+Received bytes go into a buffer that all connections share; what is left of an incomplete request is kept aside
+(`_stash`). Replies lie in another shared buffer and are sent at once; what the socket does not take is kept (`_unsent`), and
+until it is gone nothing more is received: a client that does not read its replies stands still, at the cost of
+one batch of replies. Both are counted against `ConnectionBudget`, and batches get smaller as it is used up.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import Protocol
+
+from holdfast.engine import Engine
+from holdfast.nbd.handshake import Handshake
+from holdfast.nbd.negotiated import ExportDirectory, Negotiated
+from holdfast.nbd.protocol import LARGE_READ_BYTES, ProtocolError
+from holdfast.nbd.transmission import Request, RequestReader
+from holdfast.runtime.loop import EventLoop
+from holdfast.session import Session
+from holdfast.units import KIB
+from holdfast.volume.volume import Volume
+
+log_output = logging.getLogger("holdfast.nbd")
+
+RECEIVE_BYTES_MAX = 512 * KIB
+RECEIVE_BYTES_MIN = 48 * KIB  # an incomplete request can be 20 KiB and a batch must get further than that
+REPLY_BYTES_MAX = 512 * KIB
+REPLY_BYTES_MIN = LARGE_READ_BYTES + 64
+REQUESTS_A_BATCH_MAX = 1024
+HANDSHAKE_TIMEOUT_NS = 10_000_000_000
+
+
+class ConnectionBudget:
+    """What all connections together keep aside, and how large batches may be in view of that."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+
+    def batch_bytes(self, least: int, most: int) -> int:
+        left = self.limit_bytes - self.used_bytes
+        return max(least, min(most, left // 8))
+
+
+class Host(Protocol):
+    """What a connection needs of the server that accepted it."""
+
+    engine: Engine
+    loop: EventLoop
+    exports: ExportDirectory
+    budget: ConnectionBudget
+    receive_buffer: memoryview
+    reply_buffer: memoryview
+    closing: bool
+
+    def volume_of(self, negotiated: Negotiated) -> Volume: ...
+    def answered(self, connection: Connection) -> None: ...
+    def connection_closed(self, connection: Connection) -> None: ...
+
+
+class Connection:
+    """Fields: L loop thread (all)."""
+
+    def __init__(self, host: Host, sock: socket.socket, peer: str) -> None:
+        self.host = host
+        self.peer = peer
+        self.session: Session | None = None
+        self.closed = False
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._handshake: Handshake | None = Handshake(host.exports, shutting_down=lambda: host.closing)
+        self._reader: RequestReader | None = None
+        self._stash = b""
+        self._unsent = bytearray()
+        self._counted = 0  # bytes that this connection has in the budget
+        self._reading = False
+        self._ended = False  # the client sends no more
+        self._queued = False  # in the host's list of those with answers
+        self._timeout = host.loop.call_later(HANDSHAKE_TIMEOUT_NS, self._handshake_timed_out)
+        self._watch(True)
+        self._send_handshake()
+
+    # ---- handshake
+
+    def _handshake_timed_out(self) -> None:
+        if self._handshake is not None and not self.closed:
+            log_output.info("%s: did not finish its handshake in time", self.peer)
+            self.close()
+
+    def _send_handshake(self) -> None:
+        assert self._handshake is not None
+        data = self._handshake.data_to_send()
+        if data:
+            self._send([memoryview(data)])
+        if self._handshake.closed and not self._unsent:
+            self.close()
+
+    def _receive_handshake(self, data: memoryview) -> None:
+        handshake = self._handshake
+        assert handshake is not None
+        handshake.receive_data(data)
+        self._send_handshake()
+        negotiated = handshake.negotiated
+        if negotiated is None or self.closed:
+            return
+        self._timeout.cancel()
+        self._handshake = None
+        host = self.host
+        self._reader = RequestReader(negotiated)
+        self.session = Session(
+            host.engine,
+            host.volume_of(negotiated),
+            negotiated,
+            host.reply_buffer,
+            transmit=self._transmit,
+            answered=self._session_answered,
+            resume=self._resume_soon,
+        )
+        trailing = bytes(handshake.trailing)
+        if trailing:
+            host.receive_buffer[: len(trailing)] = trailing
+            self._process(len(trailing))
+
+    # ---- receiving
+
+    def _watch(self, wanted: bool) -> None:
+        if wanted != self._reading and not self.closed:
+            self._reading = wanted
+            if wanted:
+                self.host.loop.add_reader(self._fd, self._on_readable)
+            else:
+                self.host.loop.remove_reader(self._fd)
+
+    def _on_readable(self) -> None:
+        buffer = self.host.receive_buffer
+        start = len(self._stash)
+        if start:
+            buffer[:start] = self._stash
+            self._stash = b""
+        limit = start + self.host.budget.batch_bytes(RECEIVE_BYTES_MIN, RECEIVE_BYTES_MAX)
+        try:
+            received = self._sock.recv_into(buffer[start:limit])
+        except (BlockingIOError, InterruptedError):
+            self._keep(bytes(buffer[:start]))
+            return
+        except OSError as error:
+            log_output.info("%s: %s", self.peer, error.strerror)
+            self.close()
+            return
+        if not received:
+            self._end_of_input()
+        elif self._handshake is not None:
+            self._receive_handshake(buffer[:received])
+        else:
+            self._process(start + received)
+
+    def _process(self, end: int) -> None:
+        """Take requests out of the receive buffer until it is empty or the session must wait."""
+        session, reader = self.session, self._reader
+        assert session is not None
+        assert reader is not None
+        buffer = self.host.receive_buffer
+        budget = self.host.budget
+        at = 0
+        try:
+            while at < end and not session.stalled and not self._unsent:
+                requests: list[Request] = []
+                try:
+                    at = reader.parse(
+                        buffer,
+                        at,
+                        end,
+                        requests,
+                        reply_budget_bytes=budget.batch_bytes(REPLY_BYTES_MIN, REPLY_BYTES_MAX),
+                        request_budget=REQUESTS_A_BATCH_MAX,
+                    )
+                except ProtocolError as error:
+                    log_output.warning("%s: disconnected: %s", self.peer, error)
+                    session.submit(requests)
+                    self._transmit()
+                    self.close()
+                    return
+                if not requests:
+                    break
+                session.submit(requests)
+                self._transmit()
+                if session.disconnect_requested:
+                    self._end_of_input()
+                    return
+        finally:
+            if not self.closed:
+                self._keep(bytes(buffer[at:end]))
+        self._watch(not session.stalled and not self._unsent and not self._ended)
+
+    def _keep(self, stash: bytes) -> None:
+        self._stash = stash
+        self._count()
+
+    def _count(self) -> None:
+        kept = len(self._stash) + len(self._unsent)
+        self.host.budget.used_bytes += kept - self._counted
+        self._counted = kept
+
+    def _end_of_input(self) -> None:
+        """The client is done: finish what is in flight, then close."""
+        self._ended = True
+        self._watch(False)
+        session = self.session
+        if session is None or session.disconnect_requested is False:
+            self.close()  # it vanished: what it has not been answered may go undone
+        elif not session.in_flight and not session.backlog and not self._unsent:
+            self.close()
+
+    def _resume_soon(self) -> None:
+        self._session_answered(self.session)
+
+    def resume(self) -> None:
+        """Go on after a stall: the backlog, then what was received already."""
+        session = self.session
+        if session is None or self.closed:
+            return
+        session.work_off()
+        self._transmit()
+        if self.closed:
+            return
+        if session.disconnect_requested:
+            self._end_of_input()
+        elif not session.stalled and not self._unsent:
+            stash = self._stash
+            self._stash = b""
+            self.host.receive_buffer[: len(stash)] = stash
+            self._process(len(stash))
+
+    # ---- sending
+
+    def _session_answered(self, _session: Session | None) -> None:
+        if not self._queued:
+            self._queued = True
+            self.host.answered(self)
+
+    def send_answers(self) -> None:
+        """Called at the end of a turn in which the session had something to say or to go on with."""
+        self._queued = False
+        session = self.session
+        if self.closed or session is None:
+            return
+        if session.broken:
+            self.close()
+            return
+        self._transmit()
+        if not self.closed and (session.backlog or session.disconnect_requested or not self._reading):
+            self.resume()
+
+    def _transmit(self) -> None:
+        """Send what the session has; keep what the socket does not take."""
+        session = self.session
+        if session is None or self.closed:
+            return
+        parts: list[memoryview | bytearray] = []
+        if session.at:
+            parts.append(session.out[: session.at])
+            session.at = 0
+        if session.later:
+            parts.append(session.later)
+            session.later = bytearray()
+        if session.direct is not None:
+            parts.append(session.direct)
+        if parts:
+            self._send(parts)
+
+    def _send(self, parts: list[memoryview | bytearray] | list[memoryview]) -> None:
+        sent = 0
+        if not self._unsent:
+            try:
+                sent = self._sock.send(parts[0]) if len(parts) == 1 else self._sock.sendmsg(parts)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                log_output.info("%s: %s", self.peer, error.strerror)
+                self.close()
+                return
+        for part in parts:
+            if sent >= len(part):
+                sent -= len(part)
+                continue
+            self._unsent += part[sent:]
+            sent = 0
+        if self._unsent:
+            self._block()
+
+    def _block(self) -> None:
+        self._count()
+        if self.session is not None:
+            self.session.blocked = True
+        self.host.loop.set_writer(self._fd, self._on_writable)
+        if self.session is not None:
+            self._watch(False)
+
+    def _on_writable(self) -> None:
+        try:
+            sent = self._sock.send(self._unsent)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            log_output.info("%s: %s", self.peer, error.strerror)
+            self.close()
+            return
+        del self._unsent[:sent]
+        self._count()
+        if self._unsent:
+            return
+        self._unsent = bytearray()
+        self.host.loop.set_writer(self._fd, None)
+        session = self.session
+        if session is None:
+            if self._handshake is not None and self._handshake.closed:
+                self.close()
+            return
+        session.blocked = False
+        session.output_room.wake()
+        self._session_answered(session)
+
+    # ---- end
+
+    @property
+    def stalled(self) -> bool:
+        """True if it waits for the engine, not for its client."""
+        return self.session is not None and self.session.stalled
+
+    @property
+    def idle(self) -> bool:
+        """True if the client waits for nothing."""
+        session = self.session
+        return session is None or not (session.in_flight or session.backlog or self._unsent)
+
+    def close(self) -> None:
+        """Close at once. What the client has not been answered may be undone; what it has been answered stays."""
+        if self.closed:
+            return
+        self.closed = True
+        self._timeout.cancel()
+        self.host.budget.used_bytes -= self._counted
+        self._counted = 0
+        if self.session is not None:
+            self.session.close()
+        self.host.loop.close(self._fd)
+        self._sock.close()
+        self.host.connection_closed(self)
+
+

@@ -1,0 +1,255 @@
+"""The control API: what is asked of a pool besides reading and writing blocks, and what is answered.
+
+These structures are the JSON of `POOL/control.sock`, the `--json` output of the commands, and the types between the
+HTTP side (`control/http.py`) and the server that implements `Service`.  One definition serves all three, so that they
+cannot drift apart.
+
+1. Fields are only ever added, with a default: an older client decodes a newer answer and the other way round.
+2. Sizes and positions are plain integers with their unit in the name; times are ISO 8601 in UTC.
+3. An error travels as its kind (one for each class of `errors.py`), its message and its errno, and is rebuilt as the
+   same class on the other side.
+"""
+
+from __future__ import annotations
+
+import errno as errno_codes
+import re
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+from msgspec import Struct, field
+
+from holdfast.errors import (
+    CorruptionError,
+    DiskError,
+    GoneError,
+    HoldfastError,
+    NoSpaceError,
+    NotFoundError,
+    PoolBusyError,
+    RequestError,
+    RetryError,
+)
+from holdfast.units import VOLUME_SIZE_BYTES_MAX, format_size
+
+VOLUME_NAME_LENGTH_MAX = 255
+
+# The names travel in NBD export names, URLs, command lines and file names.  Letters, digits and these three signs need
+# no quoting in any of them; a leading dot would hide, a leading dash would read as an option.
+_VOLUME_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+def validate_volume_name(name: str) -> str:
+    """Return `name` if a volume may be called so; raise RequestError otherwise."""
+    if not name:
+        raise RequestError("the volume name is empty; give it a name such as disk0")
+    if len(name) > VOLUME_NAME_LENGTH_MAX:
+        raise RequestError(
+            f"the volume name {name[:32]!r}... has {len(name)} characters; at most {VOLUME_NAME_LENGTH_MAX} are allowed"
+        )
+    if _VOLUME_NAME_PATTERN.fullmatch(name) is None:
+        raise RequestError(
+            f"{name!r} is not a volume name; use letters, digits, dot, underscore and dash, with no leading dot or dash"
+        )
+    return name
+
+
+def validate_volume_size(size_bytes: int) -> int:
+    """Return `size_bytes` if a volume may have that size; raise RequestError otherwise."""
+    if size_bytes <= 0:
+        raise RequestError(f"a volume cannot have {size_bytes} bytes; give a size such as 10G")
+    if size_bytes > VOLUME_SIZE_BYTES_MAX:
+        largest = format_size(VOLUME_SIZE_BYTES_MAX)
+        raise RequestError(f"a volume of {format_size(size_bytes)} is too large; at most {largest} are allowed")
+    return size_bytes
+
+
+# --- Requests ---------------------------------------------------------------------------------------------------------
+
+
+class CreateVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    size_bytes: int
+
+
+# --- Answers ----------------------------------------------------------------------------------------------------------
+
+
+class DamagedRange(Struct, frozen=True, kw_only=True):
+    """A part of a volume that answers EIO."""
+
+    offset: int
+    length: int
+    what: str
+
+
+class VolumeInfo(Struct, frozen=True, kw_only=True):
+    name: str
+    id: int
+    size_bytes: int
+    mapped_bytes: int = 0  # live data blocks times 4096
+    uris: list[str] = field(default_factory=list)  # NBD URIs; none while the pool is idle
+    connections: int = 0
+    damaged: list[DamagedRange] = field(default_factory=list)
+    created: str = ""
+
+
+class VolumeList(Struct, frozen=True, kw_only=True):
+    volumes: list[VolumeInfo]
+
+
+class VolumeRemoved(Struct, frozen=True, kw_only=True):
+    removed: str
+
+
+class Stopping(Struct, frozen=True, kw_only=True):
+    stopping: bool = True
+
+
+class SegmentCounts(Struct, frozen=True, kw_only=True):
+    """How many segments of the pool are in which state; they add up to `total`."""
+
+    total: int = 0
+    unprepared: int = 0  # within the capacity, but not written through yet
+    prepared: int = 0  # written through, never used
+    free: int = 0  # used before and recycled
+    open: int = 0
+    sealed: int = 0
+    reserved: int = 0  # held back for metadata, the checkpoint and the cleaner
+
+
+class MemoryUse(Struct, frozen=True, kw_only=True):
+    budget_bytes: int = 0
+    resident_bytes: int = 0
+    ring_bytes: int = 0
+    ring_used_bytes: int = 0
+    map_pages: int = 0
+    map_pages_max: int = 0
+
+
+class CheckpointInfo(Struct, frozen=True, kw_only=True):
+    """The newest durable checkpoint; recovery rolls forward from its log position."""
+
+    sequence: int = 0
+    log_position: int = 0
+    age_s: float = 0.0
+
+
+class PoolStatus(Struct, frozen=True, kw_only=True):
+    path: str
+    uuid: str
+    pid: int | None = None  # of the server; none while the pool is idle
+    format_version: int = 0
+    capacity_bytes: int = 0
+    live_bytes: int = 0
+    segment_size_bytes: int = 0
+    segments: SegmentCounts = field(default_factory=SegmentCounts)
+    memory: MemoryUse = field(default_factory=MemoryUse)
+    dirty_bytes: int = 0
+    log_position: int = 0
+    durable_log_position: int = 0
+    checkpoint: CheckpointInfo = field(default_factory=CheckpointInfo)
+    uptime_s: float = 0.0
+    connections: int = 0
+    volumes: int = 0
+    listening: list[str] = field(default_factory=list)
+
+
+Statistics: TypeAlias = dict[str, int | float]
+Answer: TypeAlias = VolumeInfo | VolumeRemoved
+
+
+# --- Errors on the wire -----------------------------------------------------------------------------------------------
+
+
+class ErrorBody(Struct, frozen=True, kw_only=True):
+    kind: str
+    message: str
+    errno: int = errno_codes.EIO
+
+
+class ErrorAnswer(Struct, frozen=True, kw_only=True):
+    error: ErrorBody
+
+
+# Kind on the wire, class, HTTP status.  A subclass stands before its base: the first that fits is used.
+ERROR_KINDS: tuple[tuple[str, type[HoldfastError], int], ...] = (
+    ("retry", RetryError, 503),
+    ("not_found", NotFoundError, 404),
+    ("request", RequestError, 400),
+    ("no_space", NoSpaceError, 507),
+    ("disk", DiskError, 500),
+    ("corruption", CorruptionError, 500),
+    ("pool_busy", PoolBusyError, 409),
+    ("gone", GoneError, 503),
+)
+
+
+def describe_error(error: HoldfastError) -> tuple[int, ErrorAnswer]:
+    """The HTTP status and the body that tell a client of `error`."""
+    for kind, error_class, status in ERROR_KINDS:
+        if isinstance(error, error_class):
+            return status, ErrorAnswer(error=ErrorBody(kind=kind, message=str(error), errno=error.errno))
+    return 500, ErrorAnswer(error=ErrorBody(kind="error", message=str(error), errno=error.errno))
+
+
+def rebuild_error(body: ErrorBody) -> HoldfastError:
+    """The error that `describe_error` described.  A kind that this version does not know becomes a HoldfastError."""
+    for kind, error_class, _status in ERROR_KINDS:
+        if kind == body.kind:
+            error = error_class(body.message)
+            error.errno = body.errno
+            return error
+    unknown = HoldfastError(body.message)
+    unknown.errno = body.errno
+    return unknown
+
+
+# --- The server's side ------------------------------------------------------------------------------------------------
+
+Reply: TypeAlias = Callable[[Answer | HoldfastError], None]
+
+
+class Service(Protocol):
+    """What the server does for `ControlConnection`.
+
+    The plain methods answer at once from memory and raise HoldfastError.  `create_volume` and `remove_volume` are
+    answered by calling `reply` exactly once, during the call or later, from the loop's thread; errors found at once may
+    be raised as well.
+    """
+
+    def status(self) -> PoolStatus: ...
+
+    def statistics(self) -> Statistics: ...
+
+    def volumes(self) -> list[VolumeInfo]: ...
+
+    def volume(self, name: str) -> VolumeInfo:
+        """Raises NotFoundError."""
+        ...
+
+    def create_volume(self, name: str, size_bytes: int, reply: Reply) -> None:
+        """Replies with the VolumeInfo once the volume is durable. Name and size are valid already."""
+        ...
+
+    def remove_volume(self, name: str, reply: Reply, *, force: bool = False) -> None:
+        """Replies with VolumeRemoved. Without `force` a volume with connections is refused with RequestError."""
+        ...
+
+    def shutdown(self) -> None:
+        """Begin the orderly shutdown and return; the answer is still sent."""
+        ...
+
+
+class OfflineService(Protocol):
+    """The same for a pool that nobody serves, opened in-process: every call returns when it is durable, or raises."""
+
+    def status(self) -> PoolStatus: ...
+
+    def volumes(self) -> list[VolumeInfo]: ...
+
+    def volume(self, name: str) -> VolumeInfo: ...
+
+    def create_volume(self, name: str, size_bytes: int) -> VolumeInfo: ...
+
+    def remove_volume(self, name: str, *, force: bool = False) -> object: ...

@@ -1,0 +1,300 @@
+"""The HTTP/1.1 side of the control socket, without the socket.
+
+One `ControlConnection` stands between one accepted connection and the `Service`.  Its owner passes it what was
+received, sends what `data_to_send` gives, and closes the socket when `closed` is true and nothing is left to send:
+
+    connection.receive_data(received)      # b"" when the peer sent its last byte
+    send(connection.data_to_send())        # after every receive_data, and whenever `on_output` was called
+    if connection.closed: close the socket
+
+    GET    /v1/pool                        PoolStatus
+    GET    /v1/statistics                  {name: number}
+    GET    /v1/volumes                     VolumeList
+    POST   /v1/volumes                     CreateVolume -> VolumeInfo, 201
+    GET    /v1/volumes/NAME                VolumeInfo
+    DELETE /v1/volumes/NAME[?force=true]   VolumeRemoved
+    POST   /v1/shutdown                    Stopping, 202
+
+1. One request at a time: while an answer is due nothing further is parsed, and `wants_data` is false so that the owner
+   leaves the rest in the socket.
+2. Bounded: the header by `HEADER_BYTES_MAX`, the body by `BODY_BYTES_MAX`, what arrives out of turn by both together.
+   Whoever exceeds them is answered where the protocol still allows an answer, and disconnected.
+3. A reply that comes after the connection ended is dropped; what it answers has happened all the same.
+4. A malformed request never raises out of `receive_data`.  An exception that is no HoldfastError is a bug of ours and
+   does pass through, to the loop's error handler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import h11
+import msgspec
+
+from holdfast.control.api import (
+    Answer,
+    CreateVolume,
+    ErrorAnswer,
+    ErrorBody,
+    Service,
+    Stopping,
+    VolumeList,
+    describe_error,
+    validate_volume_name,
+    validate_volume_size,
+)
+from holdfast.errors import HoldfastError, RequestError
+
+HEADER_BYTES_MAX: Final = 16 * 1024
+BODY_BYTES_MAX: Final = 64 * 1024
+
+_VOLUMES = "/v1/volumes"
+_VOLUME_PREFIX = _VOLUMES + "/"
+
+# Path -> the methods that it knows, for the Allow header of a 405.
+_METHODS = {
+    "/v1/pool": "GET",
+    "/v1/statistics": "GET",
+    _VOLUMES: "GET, POST",
+    "/v1/shutdown": "POST",
+}
+
+
+class ControlConnection:
+    """One connection of the control socket. Used from the loop's thread only."""
+
+    def __init__(self, service: Service, *, on_output: Callable[[], None] | None = None) -> None:
+        self._service = service
+        self._on_output = on_output
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_BYTES_MAX)
+        self._output: list[bytes] = []
+        self._request: h11.Request | None = None
+        self._body = bytearray()
+        self._answer_due = False
+        self._in_receive = False
+        self._out_of_turn_bytes = 0
+        self.closed = False
+
+    @property
+    def wants_data(self) -> bool:
+        """False while an answer is due: the owner may stop watching the socket for input."""
+        return not self.closed and not self._answer_due
+
+    def data_to_send(self) -> bytes:
+        """Take what is to be sent now. What is taken is not given again."""
+        data = b"".join(self._output)
+        self._output.clear()
+        return data
+
+    def receive_data(self, data: bytes | bytearray | memoryview) -> None:
+        """Take in what the peer sent; empty means that it will send no more. The view is not kept."""
+        if self.closed:
+            return
+        if self._answer_due:
+            self._out_of_turn_bytes += len(data)
+            if self._out_of_turn_bytes > HEADER_BYTES_MAX + BODY_BYTES_MAX:
+                self._close()
+                return
+        self._in_receive = True
+        try:
+            self._http.receive_data(bytes(data))
+            self._advance()
+        except h11.RemoteProtocolError as error:
+            self._refuse_malformed(error)
+        finally:
+            self._in_receive = False
+
+    def peer_gone(self) -> None:
+        """The socket failed: nothing can be sent any more. An answer still due will be dropped."""
+        self._close()
+        self._output.clear()
+
+    # --- Parsing ------------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Handle events until more input is needed or an answer is due."""
+        while not self.closed and not self._answer_due:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA or event is h11.PAUSED:
+                if self._http.they_are_waiting_for_100_continue:
+                    self._send(h11.InformationalResponse(status_code=100, headers=[]))
+                return
+            if isinstance(event, h11.Request):
+                self._begin(event)
+            elif isinstance(event, h11.Data):
+                self._body += event.data
+                if len(self._body) > BODY_BYTES_MAX:
+                    self._refuse_body()
+            elif isinstance(event, h11.EndOfMessage):
+                self._dispatch()
+            elif isinstance(event, h11.ConnectionClosed):
+                self._close()
+
+    def _begin(self, request: h11.Request) -> None:
+        self._request = request
+        self._body.clear()
+        for name, value in request.headers:
+            # h11 has checked that the value is one decimal number.
+            if name == b"content-length" and int(value) > BODY_BYTES_MAX:
+                self._refuse_body()
+                return
+
+    def _refuse_body(self) -> None:
+        message = f"the request body is longer than {BODY_BYTES_MAX} bytes; nothing here needs as much"
+        self._respond(413, _error_answer("request", message, 22), close=True)
+
+    def _refuse_malformed(self, error: h11.RemoteProtocolError) -> None:
+        """Answer 400 (or what h11 suggests) if no answer has begun, and end the connection."""
+        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            message = f"not understood as HTTP/1.1: {error}"
+            self._respond(error.error_status_hint, _error_answer("request", message, 22), close=True)
+        self._close()
+
+    # --- Routing ------------------------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        request = self._request
+        assert request is not None
+        # Answered unless `_route` leaves a reply outstanding.
+        self._answer_due = True
+        self._out_of_turn_bytes = 0
+        try:
+            target = urlsplit(request.target.decode("ascii"))
+            self._route(request.method.decode("ascii"), unquote(target.path), target.query)
+        except HoldfastError as error:
+            self._answer_error(error)
+        except ValueError:
+            # urlsplit and unquote on a target that is no URL.
+            self._answer_error(RequestError("the request target is not a URL path"))
+        except BaseException:
+            # A bug in the service. The peer sees the connection end instead of waiting for ever.
+            self._close()
+            raise
+
+    def _route(self, method: str, path: str, query: str) -> None:
+        service = self._service
+        match method, path:
+            case "GET", "/v1/pool":
+                self._respond(200, service.status())
+            case "GET", "/v1/statistics":
+                self._respond(200, service.statistics())
+            case "GET", "/v1/volumes":
+                self._respond(200, VolumeList(volumes=service.volumes()))
+            case "POST", "/v1/volumes":
+                wanted = self._decode_create()
+                service.create_volume(wanted.name, wanted.size_bytes, self._reply_with(201))
+            case "POST", "/v1/shutdown":
+                service.shutdown()
+                self._respond(202, Stopping())
+            case "GET", _ if path.startswith(_VOLUME_PREFIX):
+                self._respond(200, service.volume(_volume_name(path)))
+            case "DELETE", _ if path.startswith(_VOLUME_PREFIX):
+                service.remove_volume(_volume_name(path), self._reply_with(200), force=_is_set(query, "force"))
+            case _:
+                self._refuse_route(method, path)
+
+    def _refuse_route(self, method: str, path: str) -> None:
+        allowed = "GET, DELETE" if path.startswith(_VOLUME_PREFIX) else _METHODS.get(path)
+        if allowed is None:
+            self._respond(404, _error_answer("not_found", f"there is nothing at {path}", 2))
+        else:
+            message = f"{method} does not apply to {path}; it knows {allowed}"
+            self._respond(405, _error_answer("request", message, 22), allow=allowed)
+
+    def _decode_create(self) -> CreateVolume:
+        try:
+            wanted = msgspec.json.decode(self._body, type=CreateVolume)
+        except msgspec.DecodeError as error:
+            raise RequestError(f"the request body is not a volume to create: {error}") from error
+        validate_volume_name(wanted.name)
+        validate_volume_size(wanted.size_bytes)
+        return wanted
+
+    # --- Answering ----------------------------------------------------------------------------------------------------
+
+    def _reply_with(self, status: int) -> Callable[[Answer | HoldfastError], None]:
+        """The callback that answers the present request, once."""
+        request = self._request
+
+        def reply(answer: Answer | HoldfastError) -> None:
+            if self.closed:
+                return
+            assert self._answer_due, "a control request was answered twice"
+            assert self._request is request, "a control request was answered in the place of a later one"
+            if isinstance(answer, HoldfastError):
+                self._answer_error(answer)
+            else:
+                self._respond(status, answer)
+            if not self._in_receive:
+                self._resume()
+
+        return reply
+
+    def _resume(self) -> None:
+        """A late answer is out: go on with what arrived meanwhile, and tell the owner."""
+        self._in_receive = True
+        try:
+            self._advance()
+        except h11.RemoteProtocolError as error:
+            self._refuse_malformed(error)
+        finally:
+            self._in_receive = False
+        if self._on_output is not None:
+            self._on_output()
+
+    def _answer_error(self, error: HoldfastError) -> None:
+        status, answer = describe_error(error)
+        self._respond(status, answer)
+
+    def _respond(self, status: int, answer: object, *, close: bool = False, allow: str | None = None) -> None:
+        body = msgspec.json.encode(answer)
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        if allow is not None:
+            headers.append(("Allow", allow))
+        if close:
+            headers.append(("Connection", "close"))
+        self._send(h11.Response(status_code=status, headers=headers))
+        # h11 leaves out the body where the request was a HEAD, but wants to be the one who does.
+        if self._request is None or self._request.method != b"HEAD":
+            self._send(h11.Data(data=body))
+        self._send(h11.EndOfMessage())
+        self._request = None
+        self._answer_due = False
+        if close or self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+            self._close()
+        else:
+            self._http.start_next_cycle()
+
+    def _send(self, event: h11.Event) -> None:
+        data = self._http.send(event)
+        if data:
+            self._output.append(data)
+
+    def _close(self) -> None:
+        self.closed = True
+        self._answer_due = False
+        self._request = None
+
+
+def _error_answer(kind: str, message: str, errno: int) -> ErrorAnswer:
+    return ErrorAnswer(error=ErrorBody(kind=kind, message=message, errno=errno))
+
+
+def _volume_name(path: str) -> str:
+    return validate_volume_name(path.removeprefix(_VOLUME_PREFIX))
+
+
+def _is_set(query: str, name: str) -> bool:
+    """True for `name=true`, `name=1` and a bare `name`; RequestError for any other value or parameter."""
+    parameters = parse_qs(query, keep_blank_values=True)
+    unknown = parameters.keys() - {name}
+    if unknown:
+        raise RequestError(f"the parameter {min(unknown)!r} is not known here; only {name!r} is")
+    value = parameters.get(name, ["false"])[-1]
+    if value in ("", "1", "true"):
+        return True
+    if value in ("0", "false"):
+        return False
+    raise RequestError(f"{name}={value} is neither true nor false")

@@ -1,0 +1,419 @@
+"""The engine: joins the rooms. Events in, effects out, in one thread, without a clock or a file of its own.
+
+Events are calls: requests of sessions (`Session.submit`), completions of I/O, `tick`, `turn`. Effects are calls of the ports
+it was made with and of the sessions' sinks. With the same events it has the same effects, byte for byte.
+
+Each batch of events ends with `turn`: what became ready runs, the flusher is pumped, what was appended is published. Only
+after that may answers to writes leave the process.
+
+Background work (a checkpoint, preparing segments, removing a volume) are tasks; one of each kind at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from holdfast.errors import CorruptionError, HoldfastError, NotFoundError, RequestError
+from holdfast.memory.plan import MemoryPlan
+from holdfast.opening import Opener
+from holdfast.pool.block import VOLUME_ID_MAX
+from holdfast.pool.checkpoint import Checkpointer
+from holdfast.pool.space import DYING, SEALED, SpaceTable
+from holdfast.pool.superblock import Superblock
+from holdfast.pool.tables import VolumeRow
+from holdfast.runtime.ports import PREPARE, Clock, Disk, Io
+from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, GIB, VOLUME_SIZE_BYTES_MAX, format_size
+from holdfast.volume.block_reader import BlockReader
+from holdfast.volume.page_cache import PageCache
+from holdfast.volume.page_table import PageTable
+from holdfast.volume.page_writer import PageWriter
+from holdfast.volume.read import Reader
+from holdfast.volume.replay import Replayer
+from holdfast.volume.volume import Volume, root_level_for
+from holdfast.volume.write import Writer
+from holdfast.work.task import Scheduler, Waitlist, Work
+from holdfast.writeback.flusher import Flusher
+from holdfast.writeback.log import Log, Room
+from holdfast.writeback.ring import Ring
+
+log_output = logging.getLogger("holdfast.engine")
+
+# A checkpoint is due when so much log was written since the last one: recovery reads that much at most.
+CHECKPOINT_LOG_BYTES = 1 * GIB
+# Segments kept prepared ahead of the log's head, so that no write waits for a new file to be written through.
+PREPARED_AHEAD = 6
+HOST_FULL_RETRY_NS = 2_000_000_000
+
+Answer = Callable[["Volume | HoldfastError | None"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    memory: MemoryPlan
+    preallocate: bool = False
+
+
+class Engine:
+    """Made from a superblock and a formatted ring; `open` brings it up, `close` down. All fields: loop thread."""
+
+    def __init__(
+        self,
+        superblock: Superblock,
+        ring: Ring,
+        *,
+        epoch: int,
+        disk: Disk,
+        clock: Clock,
+        allocate: Callable[[int], memoryview],
+        options: EngineOptions,
+    ) -> None:
+        self.disk = disk
+        self.clock = clock
+        self.options = options
+        self.volumes: dict[int, Volume] = {}
+        self.by_name: dict[str, Volume] = {}
+        self.next_volume_id = superblock.next_volume_id
+        self.findings: list[str] = []
+        self.opened = False
+        self.closing = False
+        self.read_buffer_bytes_left = options.memory.read_buffer_bytes
+        self.scheduler = Scheduler(disk)
+        self.ring_room = Waitlist(self.scheduler, "room in the ring")
+        self.segment_room = Waitlist(self.scheduler, "a free segment")
+        self.page_room = Waitlist(self.scheduler, "a page of map memory")
+        self.buffer_room = Waitlist(self.scheduler, "a read buffer")
+        self.next_turn = Waitlist(self.scheduler, "the next turn")
+        self.next_tick = Waitlist(self.scheduler, "the next tick")
+        self.checkpoint_end = Waitlist(self.scheduler, "the end of a checkpoint")
+        self.on_released: Callable[[], None] = lambda: None  # the sessions' chance to go on
+
+        shift = superblock.segment_blocks.bit_length() - 1
+        pages = PageCache(allocate(options.memory.page_bytes))
+        reserve = _reserve_segments(superblock, pages)
+        self.space = SpaceTable(superblock.capacity_segments, shift, reserve_segments=reserve)
+        self.log = Log(ring, self.space, tag=superblock.tag, epoch=epoch)
+        self.flusher = Flusher(self.log, disk, released=self._released)
+        self.cache = pages
+        blocks = BlockReader(self.log, self.space, disk)
+        self.table = PageTable(pages, blocks, self.scheduler, self.page_room)
+        self.pages = PageWriter(
+            pages, self.log, self.volumes, wait_for_room=self._wait_for_room, next_turn=self._wait_for_turn
+        )
+        self.reader = Reader(pages, self.table, blocks)
+        self.writer = Writer(
+            pages, self.table, self.pages, self.log, blocks, ring_room=self.ring_room, segment_room=self.segment_room
+        )
+        self.checkpointer = Checkpointer(
+            self.log,
+            self.space,
+            self.pages,
+            superblock,
+            allocate(BLOCK_SIZE_BYTES),
+            rows=lambda: [volume.row() for volume in self.volumes.values()],
+            root_of=lambda volume_id: self.volumes[volume_id].root,
+            make_room=self._make_room,
+            until_durable=self.until_durable,
+            retry=self.next_tick,
+            on_error=self._checkpoint_error,
+        )
+        self._checkpoint_running = False
+        self._checkpoint_position = 0
+        self._host_full_until_ns = 0
+        self._checkpoint_log_blocks = (
+            min(CHECKPOINT_LOG_BYTES, superblock.capacity_segments * superblock.segment_blocks * BLOCK_SIZE_BYTES // 4)
+            >> BLOCK_SHIFT
+        )
+
+    # ---- life
+
+    def open(self, known_end: int, done: Callable[[HoldfastError | None], None]) -> None:
+        """Recover, then write the first checkpoint of this epoch; `done` is called when the pool can be served."""
+        self.scheduler.spawn(_guarded(self._open(known_end)), "open", done)
+
+    def _open(self, known_end: int) -> Work:
+        superblock = self.checkpointer.superblock
+        opener = Opener(superblock, self.space, self.disk, self.findings)
+        opened = yield from opener.read(known_end)
+        for row in opened.rows:
+            self._add(Volume(row))
+        self.checkpointer.meta_addresses = opened.meta_addresses
+        if opened.segment >= 0:
+            self.log.start_at(
+                position=opened.end,
+                segment=opened.segment,
+                next_ordinal=opened.next_ordinal,
+                summary=opened.summary,
+            )
+        else:
+            self.log.start_empty(next_ordinal=opened.next_ordinal)
+        self.flusher.durable = self.flusher.written = self.flusher.issued = self.log.durable
+        replayer = Replayer(self.cache, self.table, self.space, self.volumes, write_pages=self._write_pages)
+        yield from replayer.replay(opened.commits)
+        if opened.commits:
+            log_output.info("replayed %d entries of %d commits", replayer.entries_applied, len(opened.commits))
+        self.opened = True
+        yield from self._checkpoint(clean=False, epoch=self.log.epoch)
+        # The older slot still tells of the epoch before: it must lead here too.
+        latest = self.checkpointer.superblock
+        yield from self.checkpointer.write_superblock(_next_sequence(latest))
+        for volume in list(self.volumes.values()):
+            if volume.removing:
+                self.scheduler.spawn(_guarded(self._remove(volume)), f"remove {volume.name}")
+
+    def close(self, done: Callable[[HoldfastError | None], None]) -> None:
+        """Make everything durable and write a clean checkpoint. The caller has ended all sessions."""
+        self.closing = True
+        self.scheduler.spawn(_guarded(self._close()), "close", done)
+
+    def _close(self) -> Work:
+        if self.opened:
+            yield from self.checkpoint(clean=True)
+
+    # ---- time
+
+    def turn(self) -> bool:
+        """End a batch of events. True: call again soon, even if nothing happens."""
+        scheduler = self.scheduler
+        if self.next_turn.tasks:
+            self.next_turn.wake()
+        scheduler.run_ready()
+        if self.opened:
+            self._maintain()
+        self.flusher.pump()
+        scheduler.run_ready()
+        self.log.publish()
+        return bool(self.next_turn.tasks) or scheduler.has_ready
+
+    def tick(self) -> None:
+        """Some times a second."""
+        now_ns = self.clock.now_ns()
+        self.flusher.tick(now_ns)
+        self.next_tick.wake()
+        if self.space.host_full and now_ns >= self._host_full_until_ns:
+            self._host_full_until_ns = now_ns + HOST_FULL_RETRY_NS
+            self._prepare_segment()
+
+    # ---- background
+
+    def _maintain(self) -> None:
+        space = self.space
+        if not space.preparing and not space.host_full and space.absent:
+            if len(space.free) < PREPARED_AHEAD or self.options.preallocate:
+                self._prepare_segment()
+        if not self._checkpoint_running and self._checkpoint_due():
+            self.scheduler.spawn(_guarded(self._checkpoint(clean=False)), "checkpoint", self._checkpoint_done)
+
+    def _checkpoint_due(self) -> bool:
+        if self.closing:
+            return False
+        if self.cache.dirty_pages >= self.cache.dirty_soft_limit or (self.page_room.tasks and self.cache.dirty_pages):
+            return True
+        if self.log.position - self._checkpoint_position >= self._checkpoint_log_blocks:
+            return True
+        return self._space_is_low() and self._checkpoint_would_free()
+
+    def _space_is_low(self) -> bool:
+        return self.space.available_segments <= self.space.reserve_segments + 1
+
+    def _checkpoint_would_free(self) -> bool:
+        state = self.space.state
+        return bool(np.any(state == DYING) or np.any((state == SEALED) & (self.space.live == 0)))
+
+    def _checkpoint_done(self, outcome: HoldfastError | None) -> None:
+        if outcome is not None:
+            log_output.error("checkpoint failed: %s", outcome)
+
+    def checkpoint(self, *, clean: bool = False) -> Work:
+        """Write a checkpoint of a moment at or after the call (a task's work)."""
+        while self._checkpoint_running:
+            yield self.checkpoint_end
+        yield from self._checkpoint(clean=clean)
+
+    def _checkpoint(self, *, clean: bool, epoch: int | None = None) -> Work:
+        self._checkpoint_running = True
+        self._checkpoint_position = self.log.position
+        try:
+            yield from self.checkpointer.write(clean=clean, next_volume_id=self.next_volume_id, epoch=epoch)
+        finally:
+            self._checkpoint_running = False
+            self.checkpoint_end.wake()
+        self.page_room.wake()
+        self.segment_room.wake()
+        self._released()
+
+    def _checkpoint_error(self, what: str, errno: int) -> None:
+        log_output.error("%s: cannot be written (errno %d); trying again", what, errno)
+
+    def _write_pages(self) -> Work:
+        """Clean all dirty pages by appending them, without a superblock: recovery in less memory than the log needs."""
+        self.pages.begin(self.space.live.copy())
+        yield from self.pages.write_all()
+        self.log.seal_commit()
+
+    def _prepare_segment(self) -> None:
+        segment = self.space.take_absent()
+        if segment is not None:
+            length = self.log.segment_blocks << BLOCK_SHIFT
+            self.disk.start(Io(PREPARE, segment, length=length, done=self._segment_prepared))
+
+    def _segment_prepared(self, io: Io) -> None:
+        if io.result < 0:
+            if not self.space.host_full:
+                log_output.error(
+                    "segment file %08x cannot be made (errno %d): the filesystem below the pool has no room for it",
+                    io.file,
+                    -io.result,
+                )
+            self.space.preparation_failed(io.file)
+        else:
+            self.space.prepared(io.file)
+        self.segment_room.wake()
+        self.on_released()
+
+    # ---- waiting
+
+    def until_durable(self) -> Work:
+        """Until everything appended so far is durable, however often that has to be tried (a task's work)."""
+        while True:
+            arrived = Waitlist(self.scheduler, "durability")
+            outcome: list[int] = []
+
+            def heard(errno: int, arrived: Waitlist = arrived, outcome: list[int] = outcome) -> None:
+                outcome.append(errno)
+                arrived.wake()
+
+            self.flusher.when_durable(heard)
+            if not outcome:
+                yield arrived
+            if outcome[0] == 0:
+                return
+
+    def _make_room(self) -> Work:
+        while True:
+            room = self.log.make_room(metadata=True)
+            if room is Room.YES:
+                return
+            yield from self._wait_for_room(room)
+
+    def _wait_for_room(self, room: Room) -> Work:
+        if room is Room.RING_FULL:
+            yield self.ring_room
+        else:
+            if room is Room.NO_SPACE:
+                log_output.error("no segment left for metadata: the checkpoint waits for space to be freed")
+            yield self.segment_room
+
+    def _wait_for_turn(self) -> Work:
+        self.page_room.wake()
+        yield self.next_turn
+
+    def _released(self) -> None:
+        self.ring_room.wake()
+        self.on_released()
+
+    # ---- volumes
+
+    def _add(self, volume: Volume) -> None:
+        self.volumes[volume.volume_id] = volume
+        self.by_name[volume.name] = volume
+
+    def find(self, name: str) -> Volume:
+        """The volume of that name. Raises NotFoundError."""
+        volume = self.by_name.get(name)
+        if volume is None or volume.removing:
+            raise NotFoundError(f"there is no volume {name!r}; `holdfast volume list` shows those that exist")
+        return volume
+
+    def create_volume(self, name: str, size_bytes: int, answer: Answer) -> None:
+        """Make a volume; `answer` gets it once that is durable, or the error."""
+        if name in self.by_name:
+            answer(RequestError(f"there is a volume {name!r} already"))
+        elif not 0 < size_bytes <= VOLUME_SIZE_BYTES_MAX:
+            answer(RequestError(f"a volume's size is between 1 byte and {format_size(VOLUME_SIZE_BYTES_MAX)}"))
+        elif self.next_volume_id > VOLUME_ID_MAX:
+            answer(RequestError("no volume id is left in this pool"))
+        else:
+            row = VolumeRow(
+                volume_id=self.next_volume_id,
+                name=name,
+                size_bytes=size_bytes,
+                root=0,
+                root_level=root_level_for(size_bytes),
+                mapped_blocks=0,
+                created_ns=self.clock.wall_ns(),
+                removing=False,
+            )
+            self.next_volume_id += 1
+            volume = Volume(row)
+            self._add(volume)
+            work = self._checkpoint_then(volume)
+            self.scheduler.spawn(_guarded(work), f"create {name}", lambda error: answer(error or volume))
+
+    def _checkpoint_then(self, _volume: Volume) -> Work:
+        yield from self.checkpoint()
+
+    def remove_volume(self, name: str, answer: Answer) -> None:
+        """Remove a volume nobody is connected to; `answer` is called once it is sure to go, its space comes free later."""
+        volume = self.by_name.get(name)
+        if volume is None or volume.removing:
+            answer(NotFoundError(f"there is no volume {name!r}; `holdfast volume list` shows those that exist"))
+        elif volume.connections:
+            answer(RequestError(f"volume {name!r} has {volume.connections} connections; disconnect its clients first"))
+        else:
+            volume.removing = True
+
+            def marked(error: HoldfastError | None) -> None:
+                answer(error)
+                if error is None:
+                    self.scheduler.spawn(_guarded(self._remove(volume)), f"remove {name}", self._removal_done)
+
+            self.scheduler.spawn(_guarded(self._checkpoint_then(volume)), f"mark {name}", marked)
+
+    def _remove(self, volume: Volume) -> Work:
+        """Turn the whole volume into holes, then drop its row."""
+        yield from self.writer.punch(volume, 0, volume.size_blocks)
+        yield from self.checkpoint()
+        while self._checkpoint_running:
+            yield self.checkpoint_end
+        self.cache.forget_volume(volume.key_base)
+        del self.volumes[volume.volume_id]
+        del self.by_name[volume.name]
+        yield from self.checkpoint()
+
+    def _removal_done(self, error: HoldfastError | None) -> None:
+        if error is not None:
+            log_output.error("a volume cannot be removed: %s", error)
+
+
+def _guarded(work: Work) -> Work:
+    """Run work and return the HoldfastError that it ends with, or None."""
+    try:
+        yield from work
+    except HoldfastError as error:
+        return error
+    return None
+
+
+def _next_sequence(superblock: Superblock) -> Superblock:
+    return replace(superblock, sequence=superblock.sequence + 1)
+
+
+def _reserve_segments(superblock: Superblock, pages: PageCache) -> int:
+    """Segments that only metadata may open: two checkpoints at their largest.
+
+    A checkpoint writes at most the dirty pages and as many pages above them, the tables, and a commit header for each 252
+    blocks. In a small pool the number of dirty pages is limited instead, so that clients get most of the space.
+    """
+    capacity_blocks = superblock.capacity_segments * superblock.segment_blocks
+    pages.dirty_hard_limit = max(32, min(pages.dirty_hard_limit, capacity_blocks // 64))
+    pages.dirty_soft_limit = pages.dirty_hard_limit // 2
+    tables = superblock.capacity_segments * 16 // BLOCK_SIZE_BYTES + 64
+    blocks = 2 * (2 * pages.dirty_hard_limit + tables)
+    reserve = -(-blocks * 102 // 100 // superblock.segment_blocks) + 2
+    if reserve >= superblock.capacity_segments - 1:
+        raise CorruptionError("the pool is too small for its own metadata")
+    return reserve

@@ -1,0 +1,162 @@
+"""Opening a pool: from the superblock to the tables, and along the log to its end.
+
+What comes out is what the engine starts with; the maps are brought up to date by `Replayer` after that.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from holdfast.errors import CorruptionError, DiskError
+from holdfast.pool.block import ADDRESS_MASK, KIND_META, VOLUME_SHIFT, block_matches
+from holdfast.pool.roll_forward import FoundCommit, LogScanner
+from holdfast.pool.space import ABSENT, FREE, OPEN, SEALED, SpaceTable
+from holdfast.pool.superblock import SLOT_OFFSETS, Superblock
+from holdfast.pool.tables import (
+    TABLE_INDEX,
+    TABLE_NAMES,
+    TABLE_SPACE,
+    TABLE_VOLUMES,
+    VolumeRow,
+    decode_volume_table,
+    table_block_count,
+)
+from holdfast.runtime.ports import READ, SUPERBLOCK, Disk, Io
+from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
+from holdfast.work.task import Work
+
+
+@dataclass(slots=True)
+class OpenedPool:
+    rows: list[VolumeRow]
+    meta_addresses: list[int]
+    commits: list[FoundCommit] = field(default_factory=list)
+    end: int = 0
+    segment: int = -1
+    next_ordinal: int = 1
+    summary: bytes | None = b""
+
+
+def read_superblock_slots() -> Work:
+    """The raw contents of both slots (work that yields I/O). Raises DiskError."""
+    slots = []
+    for offset in SLOT_OFFSETS:
+        view = memoryview(bytearray(BLOCK_SIZE_BYTES))
+        io = yield Io(READ, SUPERBLOCK, offset, view)
+        if io.result < 0:
+            raise DiskError(f"the superblock cannot be read: errno {-io.result}", -io.result)
+        slots.append(bytes(view))
+    return slots
+
+
+class Opener:
+    def __init__(self, superblock: Superblock, space: SpaceTable, disk: Disk, findings: list[str]) -> None:
+        self.superblock = superblock
+        self.space = space
+        self.disk = disk
+        self.findings = findings
+        self.shift = space.segment_shift
+
+    def read(self, known_end: int) -> Work:
+        """Read the tables and find the end of the log (a task's work); returns an `OpenedPool`.
+
+        Raises CorruptionError if a table is damaged, DiskError if something cannot be read.
+        """
+        superblock = self.superblock
+        opened = yield from self._read_tables()
+        if superblock.epoch == 0:
+            return opened  # just formatted: there is no log yet
+        scanner = LogScanner(tag=superblock.tag, epoch=superblock.epoch, segment_shift=self.shift)
+        candidates = yield from self._candidates(scanner)
+        tail = yield from scanner.find_tail(
+            replay_position=superblock.replay_position, candidates=candidates, known_end=known_end
+        )
+        self.findings += tail.findings
+        opened.commits = tail.commits
+        opened.end = tail.end
+        opened.segment = tail.segment
+        opened.summary = tail.summary
+        self._claim(candidates, tail.end, tail.segment, opened)
+        return opened
+
+    def _read_tables(self) -> Work:
+        superblock = self.superblock
+        index = yield from self._read_table(TABLE_INDEX, list(superblock.index_entries))
+        volume_blocks = table_block_count(superblock.volume_table_bytes)
+        space_blocks = table_block_count(superblock.space_table_bytes)
+        count = volume_blocks + space_blocks
+        if len(index) < count * 8:
+            raise CorruptionError("the superblock's index is shorter than its tables")
+        words = list(struct.unpack_from(f"<{count}Q", index))
+        volume_table = yield from self._read_table(TABLE_VOLUMES, words[:volume_blocks])
+        space_table = yield from self._read_table(TABLE_SPACE, words[volume_blocks:])
+        self.space.decode(space_table[: superblock.space_table_bytes], self.disk.segments())
+        meta = [word & ADDRESS_MASK for word in (*words, *superblock.index_entries)]
+        self.space.count_blocks(np.array(meta, np.uint64))
+        rows = decode_volume_table(volume_table[: superblock.volume_table_bytes])
+        return OpenedPool(rows=rows, meta_addresses=meta)
+
+    def _read_table(self, table: int, words: list[int]) -> Work:
+        """The blocks of a table, joined."""
+        views = []
+        for word in words:
+            address = word & ADDRESS_MASK
+            view = memoryview(bytearray(BLOCK_SIZE_BYTES))
+            views.append(Io(READ, address >> self.shift, (address & (1 << self.shift) - 1) << BLOCK_SHIFT, view))
+        for start in range(0, len(views), 64):
+            yield views[start : start + 64]
+        for index, (word, io) in enumerate(zip(words, views, strict=True)):
+            where = f"block {index} of the {TABLE_NAMES[table]} (segment {io.file:08x})"
+            if io.result < 0:
+                raise DiskError(f"{where} cannot be read: errno {-io.result}", -io.result)
+            assert io.view is not None
+            if not block_matches(io.view, table << VOLUME_SHIFT | index, KIND_META, word):
+                raise CorruptionError(f"{where} is damaged; restore the segment file from a backup")
+        return b"".join(bytes(io.view) for io in views if io.view is not None)
+
+    def _candidates(self, scanner: LogScanner) -> Work:
+        """Ordinal -> id of the segments that may belong to the log from the replay position on.
+
+        Either the checkpoint knew them, or they were free at it and have been opened since.
+        """
+        first = self.superblock.replay_position >> self.shift
+        state = self.space.state
+        candidates: dict[int, int] = {}
+        for segment in np.flatnonzero((state != ABSENT) & (state != FREE)).tolist():
+            if int(self.space.ordinal[segment]) >= first:
+                candidates[int(self.space.ordinal[segment])] = segment
+        unreadable: list[int] = []
+        for segment in list(self.space.free):
+            header = yield from scanner.segment_header(segment)
+            if header is None:
+                unreadable.append(segment)
+            elif header.epoch == self.superblock.epoch and header.ordinal >= first:
+                candidates[header.ordinal] = segment
+        last = max(candidates, default=-1)
+        if any(ordinal not in candidates for ordinal in range(first, last)):
+            for segment in unreadable:  # one of them is missing in the middle: its header must be damaged
+                header = yield from scanner.segment_header(segment, mend=True)
+                if header is not None and header.epoch == self.superblock.epoch and header.ordinal >= first:
+                    candidates[header.ordinal] = segment
+        return candidates
+
+    def _claim(self, candidates: dict[int, int], end: int, open_segment: int, opened: OpenedPool) -> None:
+        """Take the segments of the log off the free list, and those that hold tables."""
+        space = self.space
+        for segment in np.flatnonzero(space.state == OPEN).tolist():
+            space.state[segment] = SEALED
+        last = end >> self.shift if open_segment >= 0 else (end >> self.shift) - 1
+        for ordinal, segment in candidates.items():
+            if ordinal <= last and space.state[segment] in (ABSENT, FREE):
+                space.claim(segment, ordinal)
+        for address in opened.meta_addresses:
+            if space.state[address >> self.shift] in (ABSENT, FREE):
+                space.claim(address >> self.shift, 0)
+        if open_segment >= 0:
+            space.claim(open_segment, end >> self.shift)
+            space.state[open_segment] = OPEN
+        highest = int(space.ordinal.max(initial=0))
+        opened.next_ordinal = max(highest, last, end >> self.shift, *candidates) + 1

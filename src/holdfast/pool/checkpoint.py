@@ -1,0 +1,159 @@
+"""The checkpoint: the maps and tables of one moment go to the log, then a superblock that points at them.
+
+Order, and why nothing is lost wherever it is cut off:
+
+ 1. the moment: the open commit is sealed; the log position is the new replay position; dirty pages are frozen, the live
+    counts and the volume table copied
+ 2. frozen pages are appended (`PageWriter`), then the blocks of the tables, then of the index
+ 3. all of that is made durable
+ 4. the superblock goes into the slot of the older one: from here on recovery starts at the moment
+ 5. what only the older checkpoints needed becomes free (`SpaceTable.retire`)
+
+Before 4 recovery starts from the superblock before, for which nothing has changed. The `live` column that is stored leaves
+out the blocks of the tables themselves: a table cannot hold its own address. They are counted again when it is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from holdfast.errors import CorruptionError
+from holdfast.pool.block import ADDRESS_MASK, KIND_META, SEED_META, VOLUME_SHIFT
+from holdfast.pool.space import SEALED, SpaceTable
+from holdfast.pool.superblock import INDEX_WORDS_MAX, Superblock, encode_superblock
+from holdfast.pool.tables import (
+    TABLE_INDEX,
+    TABLE_SPACE,
+    TABLE_VOLUMES,
+    VolumeRow,
+    encode_volume_table,
+    table_blocks,
+)
+from holdfast.runtime.ports import SUPERBLOCK, WRITE, Io
+from holdfast.work.task import Waitlist, Work
+
+
+class AppendLog(Protocol):
+    """What a checkpoint needs of the log's head."""
+
+    room: int
+    sealed: int
+    segment: int
+    next_ordinal: int
+    shift: int
+
+    def append(self, block: bytes, owner: int, seed: int, kind: int) -> int: ...
+    def seal_commit(self) -> None: ...
+
+
+class FrozenPages(Protocol):
+    def begin(self, live: npt.NDArray[np.int64]) -> None: ...
+    def write_all(self) -> Work: ...
+
+
+class Checkpointer:
+    """Writes checkpoints, one at a time. `superblock` is the newest durable one."""
+
+    def __init__(
+        self,
+        log: AppendLog,
+        space: SpaceTable,
+        pages: FrozenPages,
+        superblock: Superblock,
+        block: memoryview,
+        *,
+        rows: Callable[[], list[VolumeRow]],
+        root_of: Callable[[int], int],
+        make_room: Callable[[], Work],
+        until_durable: Callable[[], Work],
+        retry: Waitlist,
+        on_error: Callable[[str, int], None],
+    ) -> None:
+        self.log = log
+        self.space = space
+        self.pages = pages
+        self.superblock = superblock
+        self.meta_addresses: list[int] = []  # blocks of the tables that `superblock` points at
+        self.written = 0
+        self._block = block  # 4096 aligned bytes
+        self._rows = rows
+        self._root_of = root_of
+        self._make_room = make_room
+        self._until_durable = until_durable
+        self._retry = retry
+        self._on_error = on_error
+
+    def write(self, *, clean: bool, next_volume_id: int, epoch: int | None = None) -> Work:
+        """Write one checkpoint (a task's work)."""
+        log, space = self.log, self.space
+        log.seal_commit()
+        replay_position = log.sealed if log.segment >= 0 else log.next_ordinal << log.shift
+        replay_segment = max(log.segment, 0)
+        sealed = space.state == SEALED
+        live = space.live.copy()
+        for address in self.meta_addresses:
+            live[address >> log.shift] -= 1
+        rows = self._rows()
+        self.pages.begin(live)
+        yield from self.pages.write_all()
+
+        rows = [dataclasses.replace(row, root=self._root_of(row.volume_id)) for row in rows]
+        volume_table = encode_volume_table(rows)
+        space_table = space.encode(live)
+        words = yield from self._append_table(TABLE_VOLUMES, volume_table)
+        words += yield from self._append_table(TABLE_SPACE, space_table)
+        index = struct.pack(f"<{len(words)}Q", *words)
+        index_words = yield from self._append_table(TABLE_INDEX, index)
+        if len(index_words) > INDEX_WORDS_MAX:
+            raise CorruptionError(f"the pool's tables need {len(words)} blocks, more than the superblock can name")
+        log.seal_commit()
+        log.room = 0
+        if clean:
+            # Nothing is left to replay: what was appended for the checkpoint itself holds no client's data.
+            replay_position = log.sealed if log.segment >= 0 else log.next_ordinal << log.shift
+            replay_segment = max(log.segment, 0)
+        yield from self._until_durable()
+
+        superblock = dataclasses.replace(
+            self.superblock,
+            sequence=self.superblock.sequence + 1,
+            epoch=self.superblock.epoch if epoch is None else epoch,
+            clean=clean,
+            replay_position=replay_position,
+            replay_segment=replay_segment,
+            next_volume_id=next_volume_id,
+            volume_table_bytes=len(volume_table),
+            space_table_bytes=len(space_table),
+            index_entries=tuple(index_words),
+        )
+        yield from self.write_superblock(superblock)
+        for address in self.meta_addresses:
+            space.live_words[address >> log.shift] -= 1
+        self.meta_addresses = [word & ADDRESS_MASK for word in (*words, *index_words)]
+        space.retire(sealed & (live == 0))
+        self.written += 1
+
+    def write_superblock(self, superblock: Superblock) -> Work:
+        """Put a superblock into its slot, however often that has to be tried."""
+        encode_superblock(self._block, superblock)
+        while True:
+            io = yield Io(WRITE, SUPERBLOCK, superblock.slot_offset, self._block, durable=True)
+            if io.result == 0:
+                break
+            self._on_error("superblock", -io.result)
+            yield self._retry
+        self.superblock = superblock
+
+    def _append_table(self, table: int, raw: bytes) -> Work:
+        words = []
+        for index, block in enumerate(table_blocks(raw)):
+            if not self.log.room:
+                yield from self._make_room()
+            words.append(self.log.append(block, table << VOLUME_SHIFT | index, SEED_META, KIND_META))
+        return words

@@ -1,0 +1,176 @@
+"""The space table: a row for each segment of the pool; who may be appended to, and when a segment comes back.
+
+States of a segment:
+
+    ABSENT   no file yet; it must be prepared (written through once) before use
+    FREE     a prepared file that holds nothing
+    OPEN     the log's head is in it
+    SEALED   full; its blocks are read, never written
+    DYING    no live block at the last checkpoint; free once one more checkpoint is durable
+
+Why DYING: both superblock slots must stay usable. The older slot's map may still refer to the segment, and roll-forward
+from it may still need its commits, until a second checkpoint has replaced that slot.
+
+`live` counts, for each segment, the stored blocks that something refers to: data by a map, pages by a map, table blocks by
+the index. While a commit is open its blocks are not counted yet, so `live` of the open segment can be below zero for a
+moment; `Log` adds them when it seals.
+
+On disk a row is 16 bytes: live u32, state u8, three zero bytes, ordinal u64. ABSENT and FREE are told apart by the
+files that exist when the pool is opened.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+ABSENT = 0
+FREE = 1
+OPEN = 2
+SEALED = 3
+DYING = 4
+STATE_NAMES = ("absent", "free", "open", "sealed", "dying")
+
+ROW_DTYPE = np.dtype([("live", "<u4"), ("state", "u1"), ("zero", "V3"), ("ordinal", "<u8")])
+
+
+class SpaceTable:
+    """Rows of all segments of the pool, the free list, and the reserve that only metadata may touch."""
+
+    def __init__(self, capacity_segments: int, segment_shift: int, *, reserve_segments: int) -> None:
+        self.capacity_segments = capacity_segments
+        self.segment_shift = segment_shift
+        # Client data may not take the last `reserve_segments` free segments: a checkpoint must find room in a full pool.
+        self.reserve_segments = reserve_segments
+        self.live: npt.NDArray[np.int64] = np.zeros(capacity_segments, np.int64)
+        self.live_words = memoryview(self.live)  # the hot path's view: single updates cost less than through numpy
+        self.state = np.full(capacity_segments, ABSENT, np.uint8)
+        self.ordinal = np.zeros(capacity_segments, np.uint64)
+        self.free: deque[int] = deque()
+        self.absent: deque[int] = deque(range(capacity_segments))
+        self.preparing: set[int] = set()
+        self.host_full = False  # the last attempt to make a segment file failed
+        self._readers: dict[int, int] = {}
+
+    @property
+    def available_segments(self) -> int:
+        """Segments that could still be opened: free ones, and those that only need preparing."""
+        if self.host_full:
+            return len(self.free)
+        return len(self.free) + len(self.absent) + len(self.preparing)
+
+    def room_for_clients(self) -> bool:
+        """True if client data may open another segment."""
+        return self.available_segments > self.reserve_segments
+
+    def take_free(self) -> int | None:
+        """Take a free segment to be opened, or None if none is ready now."""
+        for _ in range(len(self.free)):
+            segment = self.free.popleft()
+            if segment not in self._readers:
+                return segment
+            self.free.append(segment)  # a late reader is still in its old contents
+        return None
+
+    def opened(self, segment: int, ordinal: int) -> None:
+        assert self.live_words[segment] == 0, "a segment is reused only when nothing refers to it"
+        self.state[segment] = OPEN
+        self.ordinal[segment] = ordinal
+
+    def sealed(self, segment: int) -> None:
+        self.state[segment] = SEALED
+
+    def pin(self, segment: int) -> None:
+        """A read of the segment is under way: it must not be reused until `unpin`."""
+        self._readers[segment] = self._readers.get(segment, 0) + 1
+
+    def unpin(self, segment: int) -> None:
+        left = self._readers[segment] - 1
+        if left:
+            self._readers[segment] = left
+        else:
+            del self._readers[segment]
+
+    def take_absent(self) -> int | None:
+        """The next segment to prepare, or None."""
+        if not self.absent:
+            return None
+        segment = self.absent.popleft()
+        self.preparing.add(segment)
+        return segment
+
+    def prepared(self, segment: int) -> None:
+        self.preparing.discard(segment)
+        self.host_full = False
+        self.state[segment] = FREE
+        self.free.append(segment)
+
+    def preparation_failed(self, segment: int) -> None:
+        self.preparing.discard(segment)
+        self.absent.appendleft(segment)
+        self.host_full = True
+
+    def drop_blocks(self, addresses: npt.NDArray[np.uint64]) -> None:
+        """Nothing refers to these block addresses any more; zeroes (holes) are passed over."""
+        addresses = addresses[addresses != 0]
+        if len(addresses):
+            segments = (addresses >> np.uint64(self.segment_shift)).astype(np.intp)
+            np.subtract.at(self.live, segments, 1)
+
+    def count_blocks(self, addresses: npt.NDArray[np.uint64]) -> None:
+        addresses = addresses[addresses != 0]
+        if len(addresses):
+            np.add.at(self.live, (addresses >> np.uint64(self.segment_shift)).astype(np.intp), 1)
+
+    def encode(self, live: npt.NDArray[np.int64]) -> bytes:
+        """The table as it is stored, with the `live` column of the checkpoint's own moment."""
+        rows = np.zeros(self.capacity_segments, ROW_DTYPE)
+        assert int(live.min(initial=0)) >= 0, "a segment cannot have fewer than no live blocks at a checkpoint"
+        rows["live"] = live
+        rows["state"] = np.where((self.state == OPEN) | (self.state == SEALED) | (self.state == DYING), self.state, ABSENT)
+        rows["ordinal"] = self.ordinal
+        return rows.tobytes()
+
+    def decode(self, raw: bytes, files: Iterable[int]) -> None:
+        """Take over a stored table. `files` are the segment files that exist, whole, in the directory."""
+        rows = np.frombuffer(raw, ROW_DTYPE, min(self.capacity_segments, len(raw) // ROW_DTYPE.itemsize))
+        self.live[: len(rows)] = rows["live"]
+        self.state[: len(rows)] = rows["state"]
+        self.ordinal[: len(rows)] = rows["ordinal"]
+        present = set(files)
+        self.free.clear()
+        self.absent.clear()
+        for segment in np.flatnonzero(self.state == ABSENT).tolist():
+            if segment in present:
+                self.state[segment] = FREE
+                self.free.append(segment)
+            else:
+                self.absent.append(segment)
+
+    def claim(self, segment: int, ordinal: int) -> None:
+        """Recovery found the segment in use behind the checkpoint: it is not free."""
+        if segment in self.free:
+            self.free.remove(segment)
+        if segment in self.absent:
+            self.absent.remove(segment)
+        self.state[segment] = SEALED
+        self.ordinal[segment] = ordinal
+
+    def retire(self, dead_at_checkpoint: npt.NDArray[np.bool_]) -> int:
+        """A checkpoint is durable: free what was dying before it, and mark what was dead at it. Returns how many came free.
+
+        `dead_at_checkpoint` is a column: sealed before the checkpoint's position, without a live block at it.
+        """
+        coming_free = np.flatnonzero(self.state == DYING).tolist()
+        for segment in coming_free:
+            self.state[segment] = FREE
+            self.free.append(segment)
+        self.state[(self.state == SEALED) & dead_at_checkpoint] = DYING
+        return len(coming_free)
+
+    def counts(self) -> dict[str, int]:
+        totals = np.bincount(self.state, minlength=len(STATE_NAMES)).tolist()
+        return dict(zip(STATE_NAMES, totals, strict=True))

@@ -1,0 +1,389 @@
+"""The server: joins a pool's engine to the sockets that speak NBD and the control API."""
+
+from __future__ import annotations
+
+import cProfile
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from holdfast.connection import (
+    RECEIVE_BYTES_MAX,
+    REPLY_BYTES_MAX,
+    REPLY_BYTES_MIN,
+    Connection,
+    ConnectionBudget,
+)
+from holdfast.control.api import PoolStatus, Statistics, VolumeInfo, VolumeRemoved
+from holdfast.control_connection import ControlSocket
+from holdfast.engine import Engine
+from holdfast.errors import HoldfastError, RequestError
+from holdfast.nbd.negotiated import Export, Negotiated
+from holdfast.runtime.buffers import aligned_buffer
+from holdfast.runtime.listen import Listener, TcpAddress, UnixAddress
+from holdfast.runtime.loop import EventLoop
+from holdfast.served_pool import PoolOptions, ServedPool
+from holdfast.status import pool_status, statistics, volume_info
+from holdfast.units import KIB, format_size
+from holdfast.volume.volume import Volume
+
+log_output = logging.getLogger("holdfast.server")
+
+# How long the clients' requests may take to finish once the server is told to stop.
+DRAIN_NS_MAX = 10_000_000_000
+PROFILE_VARIABLE = "HOLDFAST_PROFILE"
+
+ServiceReply = Callable[["VolumeInfo | VolumeRemoved | HoldfastError"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    pool: str
+    volumes: list[tuple[str, int]] = field(default_factory=list)
+    listen: list[str] = field(default_factory=list)
+    memory_bytes: int | None = None
+    capacity_bytes: int | None = None
+    segment_size_bytes: int | None = None
+    preallocate: bool = False
+
+
+class Server:
+    """`Host` of the connections, `Service` of the control API, `ExportDirectory` of the handshakes.
+
+    Fields: I fixed when made, L loop thread.
+    """
+
+    def __init__(self, pool: ServedPool, options: ServeOptions) -> None:
+        self.pool = pool  # I
+        self.engine: Engine = pool.engine  # I
+        self.loop: EventLoop = pool.loop  # I
+        self.exports = self  # I
+        self.options = options  # I
+        self.budget = ConnectionBudget(pool.memory.connection_bytes)  # I
+        self.receive_buffer = aligned_buffer(RECEIVE_BYTES_MAX + 64 * KIB)  # I
+        self.reply_buffer = aligned_buffer(REPLY_BYTES_MAX + REPLY_BYTES_MIN + 64 * KIB)  # I
+        self.closing = False  # L
+        self.failure: HoldfastError | None = None  # L
+        self.started_ns = pool.clock.now_ns()  # I
+        self.listeners: list[Listener] = []  # L
+        self._connections: dict[Connection, None] = {}  # L
+        self._controls: dict[ControlSocket, None] = {}  # L
+        self._control_listener: Listener | None = None  # L
+        self._with_answers: list[Connection] = []  # L
+        self._released = False  # L
+        self.engine.on_released = self._note_released
+
+    # ---- start
+
+    def run(self) -> int:
+        """Serve until told to stop; returns the exit code."""
+        self.loop.add_signal(signal.SIGTERM, self.shutdown)
+        self.loop.add_signal(signal.SIGINT, self.shutdown)
+        self.pool.start(self._opened)
+        self.loop.before_sleep.append(self._answer)
+        profile = os.environ.get(PROFILE_VARIABLE)
+        if profile:
+            profiler = cProfile.Profile()
+            profiler.runcall(self.loop.run)
+            profiler.dump_stats(profile)
+        else:
+            self.loop.run()
+        self.pool.release(clean=self.failure is None)
+        if self.failure is not None:
+            raise self.failure
+        return 0
+
+    def _opened(self, error: HoldfastError | None) -> None:
+        if error is not None:
+            self._fail(error)
+            return
+        for finding in self.engine.findings:
+            log_output.warning("%s: %s", self.pool.path, finding)
+        self._make_volumes(list(self.options.volumes))
+
+    def _fail(self, error: HoldfastError) -> None:
+        self.failure = error
+        self.loop.stop()
+
+    def _make_volumes(self, wanted: list[tuple[str, int]]) -> None:
+        while wanted:
+            name, size_bytes = wanted.pop(0)
+            volume = self.engine.by_name.get(name)
+            if volume is None:
+
+                def made(outcome: Volume | HoldfastError | None) -> None:
+                    if isinstance(outcome, HoldfastError):
+                        self._fail(outcome)
+                    else:
+                        self._make_volumes(wanted)
+
+                self.engine.create_volume(name, size_bytes, made)
+                return
+            if volume.size_bytes != size_bytes:
+                self._fail(
+                    RequestError(
+                        f"volume {name!r} exists with {format_size(volume.size_bytes)}, not {format_size(size_bytes)}; "
+                        "leave --volume out to serve it as it is"
+                    )
+                )
+                return
+        self._listen()
+
+    def _listen(self) -> None:
+        addresses = self.options.listen or [f"unix:{self.pool.path}/nbd.sock"]
+        try:
+            for address in addresses:
+                self.listeners.append(Listener(self.loop, address, self._accept))
+            self._control_listener = Listener(
+                self.loop, f"unix:{self.pool.path}/control.sock", self._accept_control
+            )
+        except HoldfastError as error:
+            self._fail(error)
+            return
+        uris = [uri for volume in self.engine.by_name.values() for uri in self.uris(volume.name)]
+        print("ready", *(uris or [str(listener.address) for listener in self.listeners]), flush=True)
+        _notify_systemd("READY=1")
+
+    def uris(self, name: str) -> list[str]:
+        """The NBD URIs under which a volume can be reached."""
+        found = []
+        for listener in self.listeners:
+            address = listener.address
+            if isinstance(address, UnixAddress):
+                found.append(f"nbd+unix:///{quote(name)}?socket={quote(str(Path(address.path).absolute()))}")
+            else:
+                assert isinstance(address, TcpAddress)
+                host = f"[{address.host}]" if ":" in address.host else address.host
+                found.append(f"nbd://{host}:{address.port}/{quote(name)}")
+        return found
+
+    # ---- end
+
+    def shutdown(self) -> None:
+        """Stop accepting, let requests in flight finish, flush, write a clean checkpoint, end `run`."""
+        if self.closing:
+            return
+        self.closing = True
+        _notify_systemd("STOPPING=1")
+        for listener in self.listeners:
+            listener.close()
+        if self._control_listener is not None:
+            self._control_listener.close()
+        self._drain_until_ns = self.pool.clock.now_ns() + DRAIN_NS_MAX
+        self._drain()
+
+    def _drain(self) -> None:
+        late = self.pool.clock.now_ns() > self._drain_until_ns
+        for connection in list(self._connections):
+            if connection.idle or late:
+                connection.close()
+        if self._connections:
+            self.loop.call_later(10_000_000, self._drain)
+        else:
+            self.pool.stop(self._stopped)
+
+    def _stopped(self, error: HoldfastError | None) -> None:
+        for control in list(self._controls):
+            control.close()
+        self.failure = error
+        self.loop.stop()
+
+    # ---- turns
+
+    def _note_released(self) -> None:
+        self._released = True
+
+    def _answer(self) -> None:
+        """After the engine's turn: send what was answered in it, and go on with those that waited."""
+        again = 0
+        while self._with_answers or self._released:
+            if self._released:
+                self._released = False
+                for connection in list(self._connections):
+                    if connection.stalled:
+                        connection.resume()
+            waiting, self._with_answers = self._with_answers, []
+            for connection in waiting:
+                connection.send_answers()
+            if self.engine.turn():
+                again += 1
+                if again > 4:
+                    break  # sockets have been waiting long enough
+        if self._with_answers or self._released or self.engine.next_turn.tasks:
+            self.loop.call_soon(_nothing)
+
+    def answered(self, connection: Connection) -> None:
+        self._with_answers.append(connection)
+
+    # ---- connections
+
+    def _accept(self, sock: socket.socket, peer: str) -> None:
+        connection = Connection(self, sock, peer)
+        if not connection.closed:
+            self._connections[connection] = None
+
+    def connection_closed(self, connection: Connection) -> None:
+        self._connections.pop(connection, None)
+
+    def _accept_control(self, sock: socket.socket, _peer: str) -> None:
+        self._controls[ControlSocket(self.loop, sock, self, on_close=self._control_closed)] = None
+
+    def _control_closed(self, control: ControlSocket) -> None:
+        self._controls.pop(control, None)
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    # ---- ExportDirectory
+
+    def names(self) -> list[str]:
+        return [volume.name for volume in self.engine.by_name.values() if not volume.removing]
+
+    def find(self, name: str) -> Export | None:
+        names = self.names()
+        if name == "" and len(names) == 1:
+            name = names[0]
+        volume = self.engine.by_name.get(name)
+        if volume is None or volume.removing:
+            return None
+        return Export(name=name, size_bytes=volume.size_bytes)
+
+    def volume_of(self, negotiated: Negotiated) -> Volume:
+        return self.engine.by_name[negotiated.export.name]
+
+    # ---- Service
+
+    def status(self) -> PoolStatus:
+        return pool_status(
+            self.pool,
+            pid=os.getpid(),
+            connections=self.connections,
+            started_ns=self.started_ns,
+            listening=[str(listener.address) for listener in self.listeners],
+        )
+
+    def statistics(self) -> Statistics:
+        return statistics(self.pool)
+
+    def volumes(self) -> list[VolumeInfo]:
+        return [volume_info(volume, self.uris(volume.name)) for volume in self.engine.by_name.values()]
+
+    def volume(self, name: str) -> VolumeInfo:
+        volume = self.engine.find(name)
+        return volume_info(volume, self.uris(name))
+
+    def create_volume(self, name: str, size_bytes: int, reply: ServiceReply) -> None:
+        def answer(outcome: Volume | HoldfastError | None) -> None:
+            if isinstance(outcome, Volume):
+                reply(volume_info(outcome, self.uris(name)))
+            else:
+                assert outcome is not None
+                reply(outcome)
+
+        self.engine.create_volume(name, size_bytes, answer)
+
+    def remove_volume(self, name: str, reply: ServiceReply, *, force: bool = False) -> None:
+        if force:
+            for connection in list(self._connections):
+                if connection.session is not None and connection.session.volume.name == name:
+                    connection.close()
+        self.engine.remove_volume(
+            name, lambda outcome: reply(outcome if isinstance(outcome, HoldfastError) else VolumeRemoved(removed=name))
+        )
+
+
+def _nothing() -> None:
+    """Makes the loop turn once more without waiting."""
+
+
+def serve(options: ServeOptions) -> int:
+    """Serve a pool until SIGTERM, SIGINT or a request to stop; returns the exit code. Raises HoldfastError."""
+    # Threads here only make system calls; with the default of 5 ms a completion could wait that long for its turn.
+    sys.setswitchinterval(0.0005)
+    pool = ServedPool(
+        options.pool,
+        EventLoop(),
+        PoolOptions(options.memory_bytes, options.capacity_bytes, options.segment_size_bytes, options.preallocate),
+        create=True,
+    )
+    return Server(pool, options).run()
+
+
+class OfflinePool:
+    """A pool that nobody serves, opened in this process: each call returns when what it does is durable."""
+
+    def __init__(self, pool: ServedPool) -> None:
+        self._pool = pool
+        self._engine = pool.engine
+
+    def status(self) -> PoolStatus:
+        return pool_status(self._pool, pid=None, connections=0, started_ns=self._pool.clock.now_ns(), listening=[])
+
+    def volumes(self) -> list[VolumeInfo]:
+        return [volume_info(volume, []) for volume in self._engine.by_name.values()]
+
+    def volume(self, name: str) -> VolumeInfo:
+        return volume_info(self._engine.find(name), [])
+
+    def create_volume(self, name: str, size_bytes: int) -> VolumeInfo:
+        outcome = self._run(lambda answer: self._engine.create_volume(name, size_bytes, answer))
+        assert isinstance(outcome, Volume)
+        return volume_info(outcome, [])
+
+    def remove_volume(self, name: str, *, force: bool = False) -> VolumeRemoved:
+        self._run(lambda answer: self._engine.remove_volume(name, answer))
+        return VolumeRemoved(removed=name)
+
+    def _run(self, begin: Callable[[Callable[[Volume | HoldfastError | None], None]], None]) -> Volume | None:
+        return _run_in_loop(self._pool.loop, begin)
+
+
+def _run_in_loop(
+    loop: EventLoop, begin: Callable[[Callable[[Volume | HoldfastError | None], None]], None]
+) -> Volume | None:
+    """Run the loop until what `begin` starts has been answered; raises the answer if it is an error."""
+    outcome: list[Volume | HoldfastError | None] = []
+
+    def answer(value: Volume | HoldfastError | None) -> None:
+        outcome.append(value)
+        loop.stop()
+
+    begin(answer)
+    loop.run()  # also when it has been answered already: then the loop ends what belongs to this turn, and stops
+    if isinstance(outcome[0], HoldfastError):
+        raise outcome[0]
+    return outcome[0]
+
+
+@contextmanager
+def offline(path: str) -> Iterator[OfflinePool]:
+    """Open a pool that nobody serves; it is closed cleanly at the end. Raises HoldfastError."""
+    pool = ServedPool(path, EventLoop(), PoolOptions(), create=False)
+    clean = False
+    try:
+        _run_in_loop(pool.loop, pool.start)
+        yield OfflinePool(pool)
+        _run_in_loop(pool.loop, pool.stop)
+        clean = True
+    finally:
+        pool.release(clean=clean)
+
+
+def _notify_systemd(state: str) -> None:
+    """Tell systemd, where it started us and wants to know."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+        try:
+            notify.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            log_output.warning("systemd cannot be notified: %s", error)

@@ -1,0 +1,104 @@
+"""What the engine's state looks like to people: the answers of the control API."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from holdfast.control.api import (
+    CheckpointInfo,
+    DamagedRange,
+    MemoryUse,
+    PoolStatus,
+    SegmentCounts,
+    Statistics,
+    VolumeInfo,
+)
+from holdfast.pool.superblock import FORMAT_VERSION
+from holdfast.served_pool import ServedPool
+from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
+from holdfast.volume.volume import Volume
+
+
+def volume_info(volume: Volume, uris: list[str]) -> VolumeInfo:
+    return VolumeInfo(
+        name=volume.name,
+        id=volume.volume_id,
+        size_bytes=volume.size_bytes,
+        mapped_bytes=volume.mapped_blocks << BLOCK_SHIFT,
+        uris=uris,
+        connections=volume.connections,
+        damaged=[
+            DamagedRange(offset=lba << BLOCK_SHIFT, length=BLOCK_SIZE_BYTES, what=what)
+            for lba, what in sorted(volume.damaged.items())
+        ],
+        created=datetime.fromtimestamp(volume.created_ns / 1e9, UTC).isoformat(timespec="seconds"),
+    )
+
+
+def pool_status(
+    pool: ServedPool, *, pid: int | None, connections: int, started_ns: int, listening: list[str]
+) -> PoolStatus:
+    engine = pool.engine
+    counts = engine.space.counts()
+    superblock = engine.checkpointer.superblock
+    segment_bytes = superblock.segment_blocks << BLOCK_SHIFT
+    return PoolStatus(
+        path=str(pool.path),
+        uuid=pool.uuid,
+        pid=pid,
+        format_version=FORMAT_VERSION,
+        capacity_bytes=superblock.capacity_segments * segment_bytes,
+        live_bytes=max(0, int(engine.space.live.sum())) << BLOCK_SHIFT,
+        segment_size_bytes=segment_bytes,
+        segments=SegmentCounts(
+            total=superblock.capacity_segments,
+            unprepared=counts["absent"],
+            free=counts["free"],
+            open=counts["open"],
+            sealed=counts["sealed"] + counts["dying"],
+            reserved=engine.space.reserve_segments,
+        ),
+        memory=MemoryUse(
+            budget_bytes=pool.memory.budget_bytes,
+            resident_bytes=resident_bytes(),
+            ring_bytes=pool.memory.ring_bytes,
+            ring_used_bytes=engine.flusher.dirty_blocks << BLOCK_SHIFT,
+            map_pages=engine.cache.pages - len(engine.cache.free),
+            map_pages_max=engine.cache.pages,
+        ),
+        dirty_bytes=engine.flusher.dirty_blocks << BLOCK_SHIFT,
+        log_position=engine.log.position,
+        durable_log_position=engine.flusher.durable,
+        checkpoint=CheckpointInfo(sequence=superblock.sequence, log_position=superblock.replay_position),
+        uptime_s=(pool.clock.now_ns() - started_ns) / 1e9,
+        connections=connections,
+        volumes=len(engine.volumes),
+        listening=listening,
+    )
+
+
+def statistics(pool: ServedPool) -> Statistics:
+    engine = pool.engine
+    return {
+        "flusher_rounds": engine.flusher.rounds,
+        "flusher_writes": engine.flusher.writes,
+        "flusher_syncs": engine.flusher.syncs,
+        "flusher_failures": engine.flusher.failures,
+        "checkpoints": engine.checkpointer.written,
+        "map_pages_read": engine.table.pages_read,
+        "map_pages_written": engine.pages.pages_written,
+        "map_pages_dirty": engine.cache.dirty_pages,
+        "log_position": engine.log.position,
+        "durable_position": engine.flusher.durable,
+        "tasks": len(engine.scheduler.tasks),
+        "read_buffer_bytes_left": engine.read_buffer_bytes_left,
+    }
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process, shared memory included."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,134 @@
+"""The pages of all maps that are in memory: a fixed arena, touched when it is made, never grown.
+
+A page is 512 map entries. It is named by its owner word (`block.page_owner`), and its slot in the arena is found through a
+dictionary. A slot is in one of these conditions:
+
+    clean                 `stamp` 0: the log has the same bytes
+    dirty                 `stamp` is the current generation: changed since the last checkpoint began; may be changed freely
+    frozen                `stamp` is the generation before: dirty when the running checkpoint began, and not yet written by
+                          it. Before it is changed it must be written (`PageWriter`), so that the checkpoint shows one moment
+
+Invariants
+ 1. The parent of a resident page is resident: so a checkpoint never waits for a page to be read.
+ 2. A page is evicted only if it is clean and has no resident children (`children` also counts reads under way).
+ 3. Pages above the leaves are changed by a checkpoint only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from holdfast.pool.block import VOLUME_SHIFT
+from holdfast.units import BLOCK_SIZE_BYTES
+
+PAGE_ENTRIES = BLOCK_SIZE_BYTES // 8
+PAGE_SHIFT = 9
+PAGE_MASK = PAGE_ENTRIES - 1
+PAGES_MIN = 64
+EVICTION_BATCH = 64
+
+
+class PageCache:
+    """All fields belong to the loop thread. `arena` is (pages, 512) of u64; `words` is the same memory, flat."""
+
+    def __init__(self, buffer: memoryview) -> None:
+        pages = len(buffer) // BLOCK_SIZE_BYTES
+        assert pages >= PAGES_MIN
+        self.pages = pages
+        self.bytes = buffer[: pages * BLOCK_SIZE_BYTES]
+        self.words = self.bytes.cast("Q")
+        self.arena: npt.NDArray[np.uint64] = np.frombuffer(self.bytes, np.uint64).reshape(pages, PAGE_ENTRIES)
+        self.slot_of: dict[int, int] = {}
+        self.key_of: list[int] = [0] * pages
+        self._stamp_column = np.zeros(pages, np.int64)
+        self.stamp = memoryview(self._stamp_column)
+        self._children_column = np.zeros(pages, np.int32)
+        self.children = memoryview(self._children_column)
+        self._parents = [-1] * pages
+        self._used = np.zeros(pages, np.bool_)
+        self.free: list[int] = list(range(pages - 1, -1, -1))
+        self.generation = 1
+        self.dirty: list[int] = []  # slots stamped with the current generation, in the order they became dirty
+        self._hand = 0
+        # More dirty pages than this, and a checkpoint begins; more than the second, and writers wait for it.
+        self.dirty_soft_limit = pages // 4
+        self.dirty_hard_limit = pages // 2
+
+    def view(self, slot: int) -> memoryview:
+        at = slot * BLOCK_SIZE_BYTES
+        return self.bytes[at : at + BLOCK_SIZE_BYTES]
+
+    def take_slot(self) -> int:
+        """A free slot, evicting clean pages where there is none; -1 if every page is dirty or has resident children."""
+        if not self.free:
+            self._evict()
+            if not self.free:
+                return -1
+        return self.free.pop()
+
+    def _evict(self) -> None:
+        evictable = np.flatnonzero(self._used & (self._stamp_column == 0) & (self._children_column == 0))
+        if not len(evictable):
+            return
+        # In the order of the slots, from where the last round stopped: first in, first out, near enough.
+        start = int(np.searchsorted(evictable, self._hand))
+        chosen = np.roll(evictable, -start)[:EVICTION_BATCH].tolist()
+        for slot in chosen:
+            self.forget(slot)
+        self._hand = chosen[-1] + 1
+
+    def give_back(self, slot: int) -> None:
+        """Return a slot that `take_slot` gave and `install` never used."""
+        self.free.append(slot)
+
+    def install(self, slot: int, key: int, parent_slot: int) -> None:
+        """The slot now holds page `key`; `parent_slot` is -1 for a root."""
+        assert key not in self.slot_of
+        self.slot_of[key] = slot
+        self.key_of[slot] = key
+        self.stamp[slot] = 0
+        self.children[slot] = 0
+        self._used[slot] = True
+        if parent_slot >= 0:
+            self.children[parent_slot] += 1
+        self._parents[slot] = parent_slot
+
+    def parent(self, slot: int) -> int:
+        """Slot of the page above, -1 for a root."""
+        return self._parents[slot]
+
+    def forget(self, slot: int) -> None:
+        """Drop a page that nothing needs; the caller knows that its bytes are in the log or worthless."""
+        assert self.children[slot] == 0
+        del self.slot_of[self.key_of[slot]]
+        self._used[slot] = False
+        self.stamp[slot] = 0
+        parent_slot = self._parents[slot]
+        if parent_slot >= 0:
+            self.children[parent_slot] -= 1
+        self.free.append(slot)
+
+    def forget_volume(self, key_base: int) -> None:
+        """Drop all pages of a volume whatever their state: it is gone, with everything in it."""
+        slots = [slot for key, slot in self.slot_of.items() if key >> VOLUME_SHIFT == key_base >> VOLUME_SHIFT]
+        for slot in sorted(slots, key=lambda slot: self.key_of[slot]):  # leaves before their parents
+            self.forget(slot)
+        gone = set(slots)
+        self.dirty = [slot for slot in self.dirty if slot not in gone]
+
+    def mark_dirty(self, slot: int) -> None:
+        """Stamp a clean page as changed. A frozen page must have been written first."""
+        assert self.stamp[slot] == 0
+        self.stamp[slot] = self.generation
+        self.dirty.append(slot)
+
+    def freeze(self) -> list[int]:
+        """Begin a checkpoint: what is dirty now becomes frozen. Returns those slots."""
+        frozen, self.dirty = self.dirty, []
+        self.generation += 1
+        return frozen
+
+    @property
+    def dirty_pages(self) -> int:
+        return len(self.dirty)

@@ -1,0 +1,136 @@
+"""The map of a volume: a page table in the log, brought into memory page by page when it is needed.
+
+Level 0 are the leaves: entry `lba & 511` of leaf `lba >> 9` is the block's map entry. A page on level n + 1 holds the map
+entries of 512 pages of level n. A page that holds only holes is not stored; its entry above is 0.
+
+An entry of 0 above a page that is resident means that the page is new: it was never written, or was all holes. So a page
+exists if its entry is not 0, or if it is resident.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from holdfast.errors import CorruptionError, DiskError
+from holdfast.pool.block import KIND_MAP, LEVEL_SHIFT
+from holdfast.units import BLOCK_SIZE_BYTES
+from holdfast.volume.block_reader import BlockReader
+from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
+from holdfast.volume.volume import Volume
+from holdfast.work.task import Scheduler, Waitlist, Work
+
+
+class PageTable:
+    """Finds, reads and makes pages. Slots that it returns are good until the caller next yields."""
+
+    def __init__(self, cache: PageCache, reader: BlockReader, scheduler: Scheduler, page_room: Waitlist) -> None:
+        self.cache = cache
+        self.reader = reader
+        self.page_room = page_room  # woken when a page may have become evictable
+        self.pages_read = 0
+        self._scheduler = scheduler
+        self._loading: dict[int, Waitlist] = {}
+
+    def page(self, volume: Volume, level: int, index: int, *, create: bool) -> Work:
+        """Make a page resident (a task's work); returns its slot, or -1 if it does not exist and is not to be made.
+
+        Raises CorruptionError or DiskError if the page, or one above it, cannot be read.
+        """
+        cache = self.cache
+        key = volume.key_base | level << LEVEL_SHIFT | index
+        while True:
+            slot = cache.slot_of.get(key)
+            if slot is not None:
+                return slot
+            parent = -1
+            if level < volume.root_level:
+                parent = yield from self.page(volume, level + 1, index >> PAGE_SHIFT, create=create)
+                if parent < 0:
+                    return -1
+                slot = cache.slot_of.get(key)
+                if slot is not None:
+                    return slot
+                entry = cache.words[parent << PAGE_SHIFT | index & PAGE_MASK]
+            else:
+                entry = volume.root
+            if entry == 0 and not create:
+                return -1
+            if key in self._loading:
+                yield self._loading[key]
+                continue
+            if parent >= 0:
+                cache.children[parent] += 1  # stays while its child is read, and is not evicted for the child's sake
+            slot = cache.take_slot()
+            if slot < 0:
+                if parent >= 0:
+                    cache.children[parent] -= 1
+                yield self.page_room
+                continue
+            try:
+                if entry == 0:
+                    cache.arena[slot] = 0
+                else:
+                    yield from self._load(entry, key, slot, volume)
+            finally:
+                if parent >= 0:
+                    cache.children[parent] -= 1
+            cache.install(slot, key, parent)
+            return slot
+
+    def _load(self, entry: int, key: int, slot: int, volume: Volume) -> Work:
+        waiting = self._loading[key] = Waitlist(self._scheduler, f"page {key:#x}")
+        errno = -1
+        try:
+            errno = yield from self.reader.read(entry, key, KIND_MAP, self.cache.view(slot))
+        finally:
+            del self._loading[key]
+            waiting.wake()
+            if errno:
+                self.cache.give_back(slot)
+        self.pages_read += 1
+        if errno:
+            where = f"map page {key:#x} of volume {volume.name}"
+            if errno == CorruptionError.errno:
+                raise CorruptionError(f"{where} is damaged; its 2 MiB or more cannot be read: run `holdfast check`")
+            raise DiskError(f"{where} cannot be read: errno {errno}", errno)
+
+    def next_leaf(self, volume: Volume, leaf: int, end: int) -> Work:
+        """The first leaf in [leaf, end) that exists, or `end` (a task's work). Skips absent subtrees whole."""
+        while leaf < end:
+            level = volume.root_level
+            while True:
+                slot = yield from self.page(volume, level, leaf >> PAGE_SHIFT * level, create=False)
+                if slot < 0:
+                    leaf = ((leaf >> PAGE_SHIFT * level) + 1) << PAGE_SHIFT * level
+                    break
+                if level == 0:
+                    return leaf
+                below = level - 1
+                child = leaf >> PAGE_SHIFT * below
+                found = self._next_child(volume, slot, below, child)
+                if found is None:
+                    leaf = ((leaf >> PAGE_SHIFT * level) + 1) << PAGE_SHIFT * level
+                    break
+                if found > child:
+                    leaf = found << PAGE_SHIFT * below
+                if leaf >= end:
+                    return end
+                level = below
+        return end
+
+    def _next_child(self, volume: Volume, slot: int, below: int, child: int) -> int | None:
+        """Index, on level `below`, of the first existing page from `child` on under the page in `slot`."""
+        cache = self.cache
+        first = child & PAGE_MASK
+        stored = np.flatnonzero(cache.arena[slot, first:])
+        found = child + int(stored[0]) if len(stored) else None
+        if cache.children[slot]:
+            base = volume.key_base | below << LEVEL_SHIFT
+            stop = found if found is not None else (child | PAGE_MASK) + 1
+            for index in range(child, stop):
+                if base | index in cache.slot_of:
+                    return index
+        return found
+
+
+assert PAGE_ENTRIES * 8 == BLOCK_SIZE_BYTES

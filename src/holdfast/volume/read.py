@@ -1,0 +1,254 @@
+"""Reads: byte ranges of a volume out of the ring, the page cache and the disk; holes without any I/O.
+
+Everything that leaves here was checked block by block (promise 6). `read_now` never waits; when it says no, nothing is
+known and the generator `read` finds out.
+"""
+
+from __future__ import annotations
+
+from errno import EIO
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from holdfast.errors import HoldfastError
+from holdfast.pool.block import ADDRESS_MASK, CHECK_MASK, SEED_DATA, first_mismatch
+from holdfast.runtime.ports import READ, Io
+from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
+from holdfast.volume.block_reader import BlockReader
+from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
+from holdfast.volume.page_table import PageTable
+from holdfast.volume.volume import Volume
+from holdfast.work.task import Work
+
+# The extents of one answer to a block status request: enough for a fragmented GiB, 64 KiB as a reply.
+EXTENTS_MAX = 8192
+# Leaves looked at for one answer: 64 GiB of volume, so that a request for more ends in bounded time.
+STATUS_LEAVES_MAX = 32768
+
+
+class ReadError(HoldfastError):
+    """Part of a range cannot be read. `offset`: the first byte that cannot."""
+
+    def __init__(self, message: str, errno: int, offset: int) -> None:
+        super().__init__(message)
+        self.errno = errno
+        self.offset = offset
+
+
+class Reader:
+    def __init__(self, cache: PageCache, table: PageTable, blocks: BlockReader) -> None:
+        self.cache = cache
+        self.table = table
+        self.log = blocks.log
+        self.space = blocks.space
+        self.disk = blocks.disk
+        self._read_now = blocks.disk.read_now
+        self._slot_of = cache.slot_of
+        self._words = cache.words
+        self._slots = blocks.log.slots
+        self._shift = blocks.log.shift
+        self._offset_mask = blocks.log.segment_blocks - 1
+
+    # ---- without waiting
+
+    def read_block(self, volume: Volume, lba: int, into: memoryview) -> bool:
+        """Read one whole block. False: it needs waiting, or it does not check out."""
+        slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
+        if slot is None:
+            return False
+        entry = self._words[slot << PAGE_SHIFT | lba & PAGE_MASK]
+        if not entry:
+            into[:] = bytes(BLOCK_SIZE_BYTES)
+            return True
+        address = entry & ADDRESS_MASK
+        at = self.log.slot_of(address)
+        if at >= 0:
+            into[:] = self._slots[at : at + BLOCK_SIZE_BYTES]
+        elif not self._read_now(address >> self._shift, (address & self._offset_mask) << BLOCK_SHIFT, into):
+            return False
+        return xxh3_64_intdigest(into, (volume.key_base | lba) ^ SEED_DATA) & CHECK_MASK == entry >> 36
+
+    def read_run(self, volume: Volume, lba: int, into: memoryview) -> bool:
+        """Read consecutive whole blocks. False: something needs waiting, or does not check out."""
+        total = len(into) >> BLOCK_SHIFT
+        done = 0
+        while done < total:
+            here = lba + done
+            slot = self._slot_of.get(volume.key_base | here >> PAGE_SHIFT)
+            if slot is None:
+                return False
+            first = here & PAGE_MASK
+            count = min(total - done, PAGE_ENTRIES - first)
+            base = slot << PAGE_SHIFT | first
+            entries = self._words[base : base + count].tolist()
+            part = into[done << BLOCK_SHIFT : (done + count) << BLOCK_SHIFT]
+            if self._fill(entries, part):
+                return False
+            if first_mismatch(part, volume.key_base | here, entries) >= 0:
+                return False
+            done += count
+        return True
+
+    def _fill(self, entries: list[int], into: memoryview, missing: list[Io] | None = None) -> bool:
+        """Fill `into` with the blocks of `entries`. What needs waiting is added to `missing` as READs; without that list,
+        True is returned at the first such block."""
+        index = 0
+        count = len(entries)
+        mask = ADDRESS_MASK
+        while index < count:
+            address = entries[index] & mask
+            stop = index + 1
+            if not address:
+                while stop < count and not entries[stop]:
+                    stop += 1
+                into[index << BLOCK_SHIFT : stop << BLOCK_SHIFT] = bytes((stop - index) << BLOCK_SHIFT)
+                index = stop
+                continue
+            expected = address + 1
+            while stop < count and entries[stop] & mask == expected:
+                stop += 1
+                expected += 1
+            at = self.log.slot_of(address)
+            if at >= 0:
+                stop = index + self.log.run_in_ring(address, stop - index)
+                into[index << BLOCK_SHIFT : stop << BLOCK_SHIFT] = self._slots[at : at + ((stop - index) << BLOCK_SHIFT)]
+            else:
+                stop = index + self._run_on_disk(address, stop - index)
+                part = into[index << BLOCK_SHIFT : stop << BLOCK_SHIFT]
+                segment, offset = address >> self._shift, (address & self._offset_mask) << BLOCK_SHIFT
+                if not self._read_now(segment, offset, part):
+                    if missing is None:
+                        return True
+                    missing.append(Io(READ, segment, offset, part))
+            index = stop
+        return False
+
+    def _run_on_disk(self, address: int, count: int) -> int:
+        """How many of `count` consecutive addresses, the first of which has left the ring, have left it too."""
+        if address >> self._shift not in self.log.window:
+            return count
+        left = 1
+        while left < count and self.log.slot_of(address + left) < 0:
+            left += 1
+        return left
+
+    def is_hole(self, volume: Volume, offset: int, length: int) -> bool:
+        """True if the range, within one leaf that is resident, is a hole. False: it is not, or that is not known now."""
+        first, last = offset >> BLOCK_SHIFT, (offset + length - 1) >> BLOCK_SHIFT
+        slot = self._slot_of.get(volume.key_base | first >> PAGE_SHIFT)
+        if slot is None or first >> PAGE_SHIFT != last >> PAGE_SHIFT:
+            return False
+        return not self.cache.arena[slot, first & PAGE_MASK : (last & PAGE_MASK) + 1].any()
+
+    # ---- with waiting
+
+    def read(self, volume: Volume, offset: int, into: memoryview) -> Work:
+        """Read any byte range (a task's work) into `into`. Raises ReadError, naming the first byte that cannot be read."""
+        first, start = divmod(offset, BLOCK_SIZE_BYTES)
+        stop = -(-(offset + len(into)) // BLOCK_SIZE_BYTES)
+        whole = start == 0 and len(into) == (stop - first) << BLOCK_SHIFT
+        blocks = into if whole else memoryview(bytearray((stop - first) << BLOCK_SHIFT))
+        lba = first
+        while lba < stop:
+            count = min(stop - lba, PAGE_ENTRIES - (lba & PAGE_MASK))
+            at = (lba - first) << BLOCK_SHIFT
+            yield from self._read_in_leaf(volume, lba, blocks[at : at + (count << BLOCK_SHIFT)])
+            lba += count
+        if not whole:
+            into[:] = blocks[start : start + len(into)]
+
+    def _read_in_leaf(self, volume: Volume, lba: int, into: memoryview) -> Work:
+        """Read blocks of one leaf. If an entry changed while its block was read and the block does not check out, again."""
+        count = len(into) >> BLOCK_SHIFT
+        while True:
+            try:
+                slot = yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=False)
+            except HoldfastError as error:
+                raise ReadError(str(error), error.errno, lba << BLOCK_SHIFT) from error
+            if slot < 0:
+                into[:] = bytes(len(into))
+                return
+            base = slot << PAGE_SHIFT | lba & PAGE_MASK
+            entries = self._words[base : base + count].tolist()
+            missing: list[Io] = []
+            self._fill(entries, into, missing)
+            if missing:
+                yield from self._read_missing(missing)
+            bad = first_mismatch(into, volume.key_base | lba, entries)
+            failed = next((io for io in missing if io.result < 0), None)
+            if bad < 0 and failed is None:
+                return
+            slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
+            if missing and (slot is None or self._entries(slot, lba, count) != entries):
+                continue
+            if failed is not None and bad < 0:
+                raise ReadError(
+                    f"segment {failed.file} cannot be read: errno {-failed.result}", -failed.result, lba << BLOCK_SHIFT
+                )
+            volume.note_damage(lba + bad, "its check does not match")
+            raise ReadError(
+                f"block {lba + bad} of volume {volume.name} is damaged", EIO, (lba + bad) << BLOCK_SHIFT
+            )
+
+    def _entries(self, slot: int, lba: int, count: int) -> list[int]:
+        base = slot << PAGE_SHIFT | lba & PAGE_MASK
+        return self._words[base : base + count].tolist()
+
+    def _read_missing(self, missing: list[Io]) -> Work:
+        for io in missing:
+            self.space.pin(io.file)
+            self.disk.will_read(io.file, io.offset, io.length)
+        try:
+            yield missing
+        finally:
+            for io in missing:
+                self.space.unpin(io.file)
+
+    # ---- block status
+
+    def extents(self, volume: Volume, offset: int, length: int) -> Work:
+        """The extents from `offset` on (a task's work): a list of (length, hole), at least one, covering at most `length`
+        bytes and possibly fewer. Raises CorruptionError or DiskError if the map cannot be read."""
+        end = offset + length
+        lba, stop = offset >> BLOCK_SHIFT, -(-end // BLOCK_SIZE_BYTES)
+        runs: list[tuple[int, bool]] = []  # in blocks
+        leaves = 0
+        while lba < stop and len(runs) < EXTENTS_MAX and leaves < STATUS_LEAVES_MAX:
+            end_leaf = (stop - 1 >> PAGE_SHIFT) + 1
+            leaf = yield from self.table.next_leaf(volume, lba >> PAGE_SHIFT, end_leaf)
+            leaves += 1
+            if leaf << PAGE_SHIFT > lba:
+                hole_end = min(stop, leaf << PAGE_SHIFT)
+                _add_run(runs, hole_end - lba, hole=True)
+                lba = hole_end
+                continue
+            slot = self._slot_of[volume.key_base | leaf]
+            first = lba & PAGE_MASK
+            count = min(stop - lba, PAGE_ENTRIES - first)
+            holes = self.cache.arena[slot, first : first + count] == 0
+            edges = [0, *(np.flatnonzero(holes[1:] != holes[:-1]) + 1).tolist(), count]
+            for start, until in zip(edges, edges[1:], strict=False):
+                _add_run(runs, until - start, hole=bool(holes[start]))
+            lba += count
+        return _clip(runs[:EXTENTS_MAX], offset % BLOCK_SIZE_BYTES, length)
+
+
+def _add_run(runs: list[tuple[int, bool]], blocks: int, *, hole: bool) -> None:
+    if runs and runs[-1][1] == hole:
+        runs[-1] = (runs[-1][0] + blocks, hole)
+    else:
+        runs.append((blocks, hole))
+
+
+def _clip(runs: list[tuple[int, bool]], skip: int, length: int) -> list[tuple[int, bool]]:
+    """Runs of blocks as byte extents that begin `skip` bytes into the first block and cover at most `length` bytes."""
+    extents = []
+    left = length
+    for blocks, hole in runs:
+        size = min((blocks << BLOCK_SHIFT) - skip, left)
+        skip = 0
+        if size > 0:
+            extents.append((size, hole))
+            left -= size
+    return extents

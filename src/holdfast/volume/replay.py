@@ -1,0 +1,134 @@
+"""Replay: the entries of commits behind the checkpoint are put into the maps, in the order of the log.
+
+Runs once, when a pool is opened, before anybody is served. The maps come out as they were when the last of the commits was
+appended, and the counts of live blocks with them: an entry that a later one of the same batch replaces is never counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from holdfast.pool.block import (
+    ADDRESS_BITS,
+    ADDRESS_MASK,
+    CHECK_MASK,
+    KIND_DATA,
+    KIND_HOLE,
+    LBA_MASK,
+    STORED_KINDS,
+    VOLUME_SHIFT,
+)
+from holdfast.pool.roll_forward import FoundCommit
+from holdfast.pool.space import SpaceTable
+from holdfast.volume.page_cache import PAGE_MASK, PAGE_SHIFT, PageCache
+from holdfast.volume.page_table import PageTable
+from holdfast.volume.volume import Volume
+from holdfast.work.task import Work
+
+BATCH_ENTRIES = 32768
+
+_U64 = np.uint64
+Words = npt.NDArray[np.uint64]
+
+
+class Replayer:
+    def __init__(
+        self,
+        cache: PageCache,
+        table: PageTable,
+        space: SpaceTable,
+        volumes: dict[int, Volume],
+        *,
+        write_pages: Callable[[], Work],
+    ) -> None:
+        self.cache = cache
+        self.table = table
+        self.space = space
+        self.volumes = volumes
+        self.entries_applied = 0
+        self._write_pages = write_pages  # makes dirty pages clean by appending them to the new end of the log
+
+    def replay(self, commits: list[FoundCommit]) -> Work:
+        """Apply all entries (a task's work)."""
+        batch: list[tuple[Words, Words, npt.NDArray[np.uint32]]] = []
+        size = 0
+        for commit in commits:
+            entries = commit.entries
+            kinds = entries["meta"] & np.uint32(0xFF)
+            # The n-th stored entry of a commit lies n blocks behind the first one's address.
+            addresses = commit.address + np.cumsum(np.isin(kinds, STORED_KINDS)) - 1
+            words = (entries["check"].astype(_U64) & _U64(CHECK_MASK)) << _U64(ADDRESS_BITS) | addresses.astype(_U64)
+            batch.append((entries["owner"].astype(_U64), words, entries["meta"].astype(np.uint32)))
+            size += len(entries)
+            if size >= BATCH_ENTRIES:
+                yield from self._apply(batch)
+                batch, size = [], 0
+        if batch:
+            yield from self._apply(batch)
+
+    def _apply(self, batch: list[tuple[Words, Words, npt.NDArray[np.uint32]]]) -> Work:
+        owners = np.concatenate([part[0] for part in batch])
+        words = np.concatenate([part[1] for part in batch])
+        metas = np.concatenate([part[2] for part in batch])
+        self.entries_applied += len(owners)
+        kinds = metas & np.uint32(0xFF)
+        data = kinds == KIND_DATA
+        start = 0
+        for hole in [*np.flatnonzero(kinds == KIND_HOLE).tolist(), len(owners)]:
+            chosen = data[start:hole]
+            if chosen.any():
+                yield from self._apply_data(owners[start:hole][chosen], words[start:hole][chosen])
+            if hole < len(owners):
+                yield from self._apply_hole(int(owners[hole]), int(metas[hole]) >> 8)
+            start = hole + 1
+
+    def _apply_data(self, owners: Words, words: Words) -> Work:
+        # The last entry of each owner counts; np.unique finds first ones, so it is given the reverse.
+        owners, first = np.unique(owners[::-1], return_index=True)
+        words = words[::-1][first]
+        leaves = owners >> _U64(PAGE_SHIFT)
+        edges = [0, *(np.flatnonzero(leaves[1:] != leaves[:-1]) + 1).tolist(), len(owners)]
+        for start, stop in zip(edges, edges[1:], strict=False):
+            owner = int(owners[start])
+            volume = self.volumes.get(owner >> VOLUME_SHIFT)
+            if volume is None:
+                continue  # removed by a checkpoint that came after it
+            slot = yield from self._writable_leaf(volume, (owner & LBA_MASK) >> PAGE_SHIFT)
+            inside = (owners[start:stop] & _U64(PAGE_MASK)).astype(np.intp)
+            self._replace(volume, slot, inside, words[start:stop])
+
+    def _apply_hole(self, owner: int, count: int) -> Work:
+        volume = self.volumes.get(owner >> VOLUME_SHIFT)
+        if volume is None:
+            return
+        lba, stop = owner & LBA_MASK, (owner & LBA_MASK) + count
+        while lba < stop:
+            leaf_end = min(stop, (lba >> PAGE_SHIFT) + 1 << PAGE_SHIFT)
+            slot = yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=False)
+            if slot >= 0:
+                slot = yield from self._writable_leaf(volume, lba >> PAGE_SHIFT)
+                inside = np.arange(lba & PAGE_MASK, (lba & PAGE_MASK) + leaf_end - lba)
+                self._replace(volume, slot, inside, np.zeros(leaf_end - lba, np.uint64))
+            lba = leaf_end
+
+    def _replace(self, volume: Volume, slot: int, inside: npt.NDArray[np.intp], words: Words) -> None:
+        row = self.cache.arena[slot]
+        old = row[inside]
+        self.space.drop_blocks(old & _U64(ADDRESS_MASK))
+        self.space.count_blocks(words & _U64(ADDRESS_MASK))
+        volume.mapped_blocks += int(np.count_nonzero(words)) - int(np.count_nonzero(old))
+        row[inside] = words
+
+    def _writable_leaf(self, volume: Volume, leaf: int) -> Work:
+        cache = self.cache
+        if cache.dirty_pages >= cache.dirty_soft_limit:
+            yield from self._write_pages()
+        slot = cache.slot_of.get(volume.key_base | leaf)
+        if slot is None:
+            slot = yield from self.table.page(volume, 0, leaf, create=True)
+        if cache.stamp[slot] == 0:
+            cache.mark_dirty(slot)
+        return slot

@@ -1,0 +1,269 @@
+"""Writes, zeroes and trims: blocks into the log, then the map pointed at them, in one step.
+
+In the write path this comes after the engine has taken a request, before `Log`. Every step here that changes a map does
+three things with nothing in between: append to the log, change the page, adjust the counts of live blocks. So replaying the
+log in order gives the same map.
+
+`write_block` and `write_run` never wait: they say how far they came and what stands in the way. The generators around
+them wait and try again.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+from holdfast.errors import CorruptionError, DiskError, NoSpaceError
+from holdfast.pool.block import ADDRESS_BITS, ADDRESS_MASK, CHECK_MASK, KIND_DATA, LBA_MASK, SEED_DATA
+from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
+from holdfast.volume.block_reader import BlockReader
+from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
+from holdfast.volume.page_table import PageTable
+from holdfast.volume.page_writer import PageWriter
+from holdfast.volume.volume import Volume
+from holdfast.work.task import Waitlist, Work
+from holdfast.writeback.log import Log, Room
+
+
+class Obstacle(IntEnum):
+    """Why a write could not go on at once. The values are `Room`'s, and one more."""
+
+    NONE = Room.YES
+    RING_FULL = Room.RING_FULL
+    NO_SEGMENT = Room.NO_SEGMENT
+    NO_SPACE = Room.NO_SPACE
+    NO_PAGE = 4  # the leaf is not resident
+    TOO_DIRTY = 5  # too many dirty pages: a checkpoint must come first
+
+
+ZEROES = memoryview(bytes(MIB))
+
+
+class Writer:
+    def __init__(
+        self,
+        cache: PageCache,
+        table: PageTable,
+        pages: PageWriter,
+        log: Log,
+        reader: BlockReader,
+        *,
+        ring_room: Waitlist,
+        segment_room: Waitlist,
+    ) -> None:
+        self.cache = cache
+        self.table = table
+        self.pages = pages
+        self.log = log
+        self.reader = reader
+        self.ring_room = ring_room
+        self.segment_room = segment_room
+        self._slot_of = cache.slot_of
+        self._stamp = cache.stamp
+        self._words = cache.words
+        self._live = log.space.live_words
+        self._shift = log.shift
+
+    # ---- without waiting
+
+    def write_block(self, volume: Volume, lba: int, block: memoryview | bytearray | bytes) -> int:
+        """Write one whole block; returns 0, or the `Obstacle` in the way, with nothing changed."""
+        slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
+        if slot is None:
+            return Obstacle.NO_PAGE
+        if self._stamp[slot] != self.cache.generation:
+            obstacle = self._make_writable(slot)
+            if obstacle:
+                return obstacle
+        log = self.log
+        if not log.room:
+            room = log.make_room()
+            if room:
+                return room
+        entry = log.append(block, volume.key_base | lba, SEED_DATA, KIND_DATA)
+        words = self._words
+        at = slot << PAGE_SHIFT | lba & PAGE_MASK
+        old = words[at]
+        words[at] = entry
+        if old:
+            self._live[(old & ADDRESS_MASK) >> self._shift] -= 1
+        else:
+            volume.mapped_blocks += 1
+        return 0
+
+    def write_run(self, volume: Volume, lba: int, view: memoryview) -> tuple[int, int]:
+        """Write consecutive whole blocks; returns how many were written, and 0 or the `Obstacle` before the next."""
+        total = len(view) >> BLOCK_SHIFT
+        done = 0
+        log = self.log
+        while done < total:
+            here = lba + done
+            slot = self._slot_of.get(volume.key_base | here >> PAGE_SHIFT)
+            if slot is None:
+                return done, Obstacle.NO_PAGE
+            if self._stamp[slot] != self.cache.generation:
+                obstacle = self._make_writable(slot)
+                if obstacle:
+                    return done, obstacle
+            if not log.room:
+                room = log.make_room()
+                if room:
+                    return done, room
+            first = here & PAGE_MASK
+            count = min(total - done, PAGE_ENTRIES - first, log.room)
+            part = view[done << BLOCK_SHIFT : (done + count) << BLOCK_SHIFT]
+            address, checks = log.append_run(part, volume.key_base | here, KIND_DATA)
+            entries = np.array(checks, np.uint64)
+            entries &= np.uint64(CHECK_MASK)
+            entries <<= np.uint64(ADDRESS_BITS)
+            entries |= np.arange(address, address + count, dtype=np.uint64)
+            self._replace(volume, slot, first, entries)
+            done += count
+        return done, Obstacle.NONE
+
+    def _replace(self, volume: Volume, slot: int, first: int, entries: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> None:
+        """Put entries into a writable leaf and count what they replace as dead."""
+        row = self.cache.arena[slot, first : first + len(entries)]
+        replaced = int(np.count_nonzero(row))
+        if replaced:
+            self.log.space.drop_blocks(row & np.uint64(ADDRESS_MASK))
+        volume.mapped_blocks += int(np.count_nonzero(entries)) - replaced
+        row[:] = entries
+
+    def _make_writable(self, slot: int) -> int:
+        """Let a leaf be changed: append it first if the running checkpoint still needs it as it is."""
+        cache = self.cache
+        if cache.dirty_pages >= cache.dirty_hard_limit:
+            return Obstacle.TOO_DIRTY
+        if cache.stamp[slot]:
+            room = self.pages.thaw(slot)
+            if room is not Room.YES:
+                return room
+        cache.mark_dirty(slot)
+        return 0
+
+    # ---- with waiting
+
+    def overcome(self, obstacle: int, volume: Volume, lba: int) -> Work:
+        """Wait until trying again makes sense (a task's work). Raises NoSpaceError when waiting cannot help."""
+        if obstacle == Obstacle.NO_PAGE:
+            yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=True)
+        elif obstacle == Obstacle.RING_FULL:
+            yield self.ring_room
+        elif obstacle == Obstacle.NO_SEGMENT:
+            yield self.segment_room
+        elif obstacle == Obstacle.TOO_DIRTY:
+            yield self.table.page_room
+        else:
+            raise NoSpaceError("the pool has no free segment left for client data; trim or remove volumes, or add capacity")
+
+    def write(self, volume: Volume, offset: int, payload: memoryview) -> Work:
+        """Write any byte range (a task's work); `payload` must stay as it is until the end."""
+        at = 0
+        while at < len(payload):
+            lba, start = divmod(offset + at, BLOCK_SIZE_BYTES)
+            left = len(payload) - at
+            if start or left < BLOCK_SIZE_BYTES:
+                count = min(BLOCK_SIZE_BYTES - start, left)
+                yield from self._write_part(volume, lba, start, payload[at : at + count])
+                at += count
+                continue
+            whole = left & -BLOCK_SIZE_BYTES
+            done, obstacle = self.write_run(volume, lba, payload[at : at + whole])
+            at += done << BLOCK_SHIFT
+            if obstacle:
+                yield from self.overcome(obstacle, volume, lba + done)
+
+    def _write_part(self, volume: Volume, lba: int, start: int, data: memoryview) -> Work:
+        """Read a block, change a part of it, write it. If the block changed while it was read, all over again."""
+        owner = volume.key_base | lba
+        block = memoryview(bytearray(BLOCK_SIZE_BYTES))
+        while True:
+            slot = yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=True)
+            at = slot << PAGE_SHIFT | lba & PAGE_MASK
+            entry = self._words[at]
+            if entry == 0:
+                block[:] = ZEROES[:BLOCK_SIZE_BYTES]
+            else:
+                errno = yield from self.reader.read(entry, owner, KIND_DATA, block)
+                slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
+                if slot is None or self._words[slot << PAGE_SHIFT | lba & PAGE_MASK] != entry:
+                    continue
+                if errno:
+                    self._cannot_read(volume, lba, errno)
+            block[start : start + len(data)] = data
+            obstacle = self.write_block(volume, lba, block)
+            if not obstacle:
+                return
+            yield from self.overcome(obstacle, volume, lba)
+
+    def _cannot_read(self, volume: Volume, lba: int, errno: int) -> None:
+        where = f"block {lba} of volume {volume.name}, to be changed in part,"
+        if errno == CorruptionError.errno:
+            volume.note_damage(lba, "found when it was to be changed in part")
+            raise CorruptionError(f"{where} is damaged; overwrite it whole")
+        raise DiskError(f"{where} cannot be read: errno {errno}", errno)
+
+    def zero(self, volume: Volume, offset: int, length: int, *, allocate: bool) -> Work:
+        """Make a byte range read as zeroes: whole blocks become holes, or written zeroes with `allocate`."""
+        end = offset + length
+        first, last = -(-offset // BLOCK_SIZE_BYTES), end // BLOCK_SIZE_BYTES
+        if first > last or (first == last and offset % BLOCK_SIZE_BYTES and end % BLOCK_SIZE_BYTES):
+            yield from self.write(volume, offset, ZEROES[:length])  # within one block
+            return
+        head = first * BLOCK_SIZE_BYTES - offset
+        if head:
+            yield from self.write(volume, offset, ZEROES[:head])
+        if allocate:
+            at = first * BLOCK_SIZE_BYTES
+            while at < last * BLOCK_SIZE_BYTES:
+                count = min(last * BLOCK_SIZE_BYTES - at, len(ZEROES))
+                yield from self.write(volume, at, ZEROES[:count])
+                at += count
+        else:
+            yield from self.punch(volume, first, last)
+        if end % BLOCK_SIZE_BYTES:
+            yield from self.write(volume, last * BLOCK_SIZE_BYTES, ZEROES[: end % BLOCK_SIZE_BYTES])
+
+    def trim(self, volume: Volume, offset: int, length: int) -> Work:
+        """Let go of the whole blocks within a byte range; what is left over at its ends stays as it is."""
+        yield from self.punch(volume, -(-offset // BLOCK_SIZE_BYTES), (offset + length) // BLOCK_SIZE_BYTES)
+
+    def punch(self, volume: Volume, first: int, last: int) -> Work:
+        """Make blocks [first, last) holes (a task's work), leaf by leaf; what is a hole already costs nothing."""
+        while first < last:
+            end_leaf = (last - 1 >> PAGE_SHIFT) + 1
+            leaf = yield from self.table.next_leaf(volume, first >> PAGE_SHIFT, end_leaf)
+            if leaf >= end_leaf:
+                return
+            first = max(first, leaf << PAGE_SHIFT)
+            stop = min(last, leaf + 1 << PAGE_SHIFT)
+            obstacle = self._punch_in_leaf(volume, first, stop)
+            if obstacle:
+                # Holes are what gives space back, so they may use what is reserved for metadata.
+                yield from self.overcome(obstacle, volume, first)
+            else:
+                first = stop
+
+    def _punch_in_leaf(self, volume: Volume, first: int, stop: int) -> int:
+        slot = self._slot_of.get(volume.key_base | first >> PAGE_SHIFT)
+        if slot is None:
+            return Obstacle.NO_PAGE
+        start = first & PAGE_MASK
+        row = self.cache.arena[slot, start : start + stop - first]
+        if not row.any():
+            return Obstacle.NONE
+        if self._stamp[slot] != self.cache.generation:
+            obstacle = self._make_writable(slot)
+            if obstacle:
+                return obstacle
+        log = self.log
+        if not log.room:
+            room = log.make_room(metadata=True)
+            if room:
+                return room
+        log.append_hole(volume.key_base | first & LBA_MASK, stop - first)
+        log.room = 0
+        self._replace(volume, slot, start, np.zeros(stop - first, np.uint64))
+        return Obstacle.NONE

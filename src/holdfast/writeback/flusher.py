@@ -1,0 +1,256 @@
+"""The flusher: takes what is sealed from the ring to the segment files, and says what is durable.
+
+Comes after `Log` in the write path; below it there is only the disk.
+
+How it always advances: writing needs neither memory, nor room in the ring, nor a segment; the blocks are in the ring and
+their place in a file that was written through beforehand. It never waits for anybody who waits for it.
+
+Group commit: a **round** makes durable everything that waits at its start. Flushes that arrive meanwhile wait for the next
+round, which takes all of them at once. A round whose data fit one write, with nothing else unsynced before it, is a single
+synchronous write; any other round is writes, then one sync of each file that they touched.
+
+When the disk fails, whatever is not known to be durable counts as not written: it stays in the ring, dirty, the waiting
+flushes get the error, and after a pause, doubled each time, all of it is written again.
+
+After a crash nothing of this class is needed: `Ring` says what was durable.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from holdfast.runtime.ports import SYNC, WRITE, Io
+from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
+from holdfast.work.task import StartIo
+from holdfast.writeback.log import Log
+
+WRITE_BLOCKS_MAX = MIB // BLOCK_SIZE_BYTES  # a direct write of 1 MiB reaches the bandwidth of the disk
+WRITES_IN_FLIGHT_MAX = 4
+EAGER_BLOCKS_MIN = 64  # without anyone waiting, smaller writes are left to gather
+RETRY_DELAY_NS_MIN = 50_000_000
+RETRY_DELAY_NS_MAX = 5_000_000_000
+_RETRY_UNTIMED = -1
+
+Waiter = Callable[[int], None]  # called with 0 or an errno
+
+
+class Flusher:
+    """Positions, in order: durable <= written <= issued <= log.sealed. All fields belong to the loop thread."""
+
+    def __init__(self, log: Log, disk: StartIo, *, released: Callable[[], None]) -> None:
+        self.log = log
+        self.disk = disk
+        self.released = released  # called after ring slots became free
+        self.durable = self.written = self.issued = log.durable
+        self.rounds = 0
+        self.writes = 0
+        self.syncs = 0
+        self.failures = 0
+        self.last_errno = 0
+        self._in_flight: deque[_Extent] = deque()
+        self._syncs_in_flight = 0
+        self._sync_target = 0
+        self._sync_errno = 0
+        self._unsynced: dict[int, None] = {}  # segments with completed writes that are not durable
+        self._waiters: deque[tuple[int, Waiter]] = deque()
+        self._round_end = 0  # position that the running round makes durable; 0 when none runs
+        self._errno = 0  # failure of this round; the round ends when nothing is in flight any more
+        self._retry_at_ns = 0
+        self._retry_delay_ns = RETRY_DELAY_NS_MIN
+        self._dirty_limit_blocks = max(EAGER_BLOCKS_MIN, min(log.ring.blocks // 4, 16 * WRITE_BLOCKS_MAX))
+        self._aged_position = 0
+        # The map from position to file; the ring's window drops a segment only after it is durable.
+        self._segment_of: dict[int, int] = {}
+
+    # ---- requests
+
+    def when_durable(self, waiter: Waiter) -> None:
+        """Call `waiter(0)` once everything appended so far is durable, or with an errno if that attempt failed."""
+        position = self.log.position if self.log.open_entries else self.log.sealed
+        if self.durable >= position:
+            waiter(0)
+            return
+        self._waiters.append((position, waiter))
+
+    @property
+    def idle(self) -> bool:
+        return not self._in_flight and not self._syncs_in_flight and not self._waiters
+
+    @property
+    def failing(self) -> bool:
+        """True from a failed attempt until a round has succeeded."""
+        return self.last_errno != 0
+
+    @property
+    def dirty_blocks(self) -> int:
+        return self.log.position - self.durable
+
+    # ---- progress
+
+    def pump(self) -> None:
+        """Start what can be started. Cheap when there is nothing to do; called after every batch of events."""
+        if self._errno or self._retry_at_ns:
+            return
+        log = self.log
+        if not self._round_end:
+            if self._waiters:
+                log.seal_commit()
+                self._begin_round(log.sealed)
+            elif self.dirty_blocks >= self._dirty_limit_blocks:
+                if log.sealed == self.durable:
+                    log.seal_commit()
+                self._begin_round(log.sealed)
+        if self.issued < log.sealed:
+            self._issue_writes()
+        if self._round_end and not self._syncs_in_flight and self.written >= self._round_end:
+            self._start_syncs()
+
+    def tick(self, now_ns: int) -> None:
+        """Called some times a second: retries after a failure, and pushes out what nobody asked for in a while."""
+        if self._retry_at_ns == _RETRY_UNTIMED:  # the failure came without a clock at hand
+            self._retry_at_ns = now_ns + self._retry_delay_ns
+            self._retry_delay_ns = min(2 * self._retry_delay_ns, RETRY_DELAY_NS_MAX)
+        elif self._retry_at_ns and now_ns >= self._retry_at_ns:
+            self._retry_at_ns = 0
+        log = self.log
+        if not self._round_end and not self._retry_at_ns and self.durable < self._aged_position:
+            log.seal_commit()
+            self._begin_round(log.sealed)
+        self._aged_position = log.position if log.open_entries else log.sealed
+        self.pump()
+
+    def _begin_round(self, end: int) -> None:
+        if end > self.durable:
+            self._round_end = end
+            self.rounds += 1
+
+    def _issue_writes(self) -> None:
+        log = self.log
+        ring = log.ring
+        while self.issued < log.sealed and len(self._in_flight) < WRITES_IN_FLIGHT_MAX:
+            start = self.issued
+            ordinal = start >> log.shift
+            offset = start & (log.segment_blocks - 1)
+            slot = start % ring.blocks
+            count = min(
+                log.sealed - start, log.segment_blocks - offset, ring.blocks - slot, WRITE_BLOCKS_MAX
+            )
+            if start >= self._round_end and count < EAGER_BLOCKS_MIN:
+                return
+            segment = self._segment(ordinal)
+            end = start + count
+            durable = (
+                start == self.durable and end >= self._round_end > 0 and not self._in_flight and not self._unsynced
+            )
+            extent = _Extent(start, end, segment)
+            self._in_flight.append(extent)
+            self.issued = end
+            self.writes += 1
+            at = slot << BLOCK_SHIFT
+            self.disk.start(
+                Io(
+                    WRITE,
+                    segment,
+                    offset << BLOCK_SHIFT,
+                    log.slots[at : at + (count << BLOCK_SHIFT)],
+                    durable=durable,
+                    done=extent.completion(self),
+                )
+            )
+
+    def _segment(self, ordinal: int) -> int:
+        segment = self._segment_of.get(ordinal)
+        if segment is None:
+            segment = next(segment for segment, its in self.log.window.items() if its == ordinal)
+            self._segment_of = {old: its for old, its in self._segment_of.items() if old >= ordinal - 2}
+            self._segment_of[ordinal] = segment
+        return segment
+
+    def write_done(self, extent: _Extent, io: Io) -> None:
+        extent.done = True
+        extent.durable = io.durable
+        if io.result < 0:
+            self._fail(-io.result)
+        in_flight = self._in_flight
+        while in_flight and in_flight[0].done:
+            first = in_flight.popleft()
+            if self._errno:
+                continue
+            self.written = first.end
+            if first.durable and first.start == self.durable and not self._unsynced:
+                self._advance(first.end)
+            else:
+                self._unsynced[first.segment] = None
+        self._settle_failure()
+        self.pump()
+
+    def _start_syncs(self) -> None:
+        if not self._unsynced:
+            self._advance(self.written)
+            return
+        self._sync_target = self.written
+        self._sync_errno = 0
+        segments = list(self._unsynced)
+        self._unsynced.clear()  # writes that complete from now on are not covered by these syncs
+        self._syncs_in_flight = len(segments)
+        for segment in segments:
+            self.syncs += 1
+            self.disk.start(Io(SYNC, segment, done=self._sync_done))
+
+    def _sync_done(self, io: Io) -> None:
+        self._syncs_in_flight -= 1
+        if io.result < 0:
+            self._fail(-io.result)
+        if self._syncs_in_flight == 0 and not self._errno:
+            self._advance(self._sync_target)
+        self._settle_failure()
+        self.pump()
+
+    def _advance(self, position: int) -> None:
+        """Everything below `position` is durable: publish, release slots, answer."""
+        assert self.durable <= position <= self.written
+        self.durable = self.log.durable = position
+        self.last_errno = 0
+        self._retry_delay_ns = RETRY_DELAY_NS_MIN
+        if position >= self._round_end:
+            self._round_end = 0
+        self.log.publish()
+        waiters = self._waiters
+        while waiters and waiters[0][0] <= position:
+            waiters.popleft()[1](0)
+        self.released()
+
+    def _fail(self, errno: int) -> None:
+        self.failures += 1
+        if not self._errno:
+            self._errno = errno
+
+    def _settle_failure(self) -> None:
+        """Once nothing is in flight after a failure: all that is not durable is dirty again, and whoever waits is told."""
+        if not self._errno or self._in_flight or self._syncs_in_flight:
+            return
+        self.last_errno, self._errno = self._errno, 0
+        self.issued = self.written = self.durable
+        self._unsynced.clear()
+        self._round_end = 0
+        self._retry_at_ns = _RETRY_UNTIMED
+        waiters, self._waiters = self._waiters, deque()
+        for _, waiter in waiters:
+            waiter(self.last_errno)
+
+
+class _Extent:
+    """A write under way: log positions [start, end) of one segment."""
+
+    __slots__ = ("done", "durable", "end", "segment", "start")
+
+    def __init__(self, start: int, end: int, segment: int) -> None:
+        self.start = start
+        self.end = end
+        self.segment = segment
+        self.done = False
+        self.durable = False
+
+    def completion(self, flusher: Flusher) -> Callable[[Io], None]:
+        return lambda io: flusher.write_done(self, io)

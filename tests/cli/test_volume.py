@@ -1,0 +1,130 @@
+"""`holdfast volume`, on a pool that is served and on one that is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from holdfast.control.api import DamagedRange, VolumeInfo
+from holdfast.errors import DiskError, PoolBusyError
+from holdfast.units import GIB, MIB
+from tests.control.fake_service import FakeService
+
+from .conftest import FakeServer, Run
+
+
+def test_a_volume_is_created_in_a_served_pool(run: Run, served_pool: Path, service: FakeService) -> None:
+    result = run("volume", "create", f"{served_pool}/disk0", "10G")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        f"created {served_pool}/disk0 of 10G",
+        "nbd+unix:///disk0?socket=/pool/nbd.sock",
+    ]
+    assert service.known["disk0"].size_bytes == 10 * GIB
+
+
+def test_a_volume_is_created_in_an_idle_pool(run: Run, pool: Path, server: FakeServer) -> None:
+    assert run("volume", "create", f"{pool}/disk0", "1G").exit_code == 0
+    assert server.opened == [str(pool)]
+    assert server.closed == 1
+    assert "disk0" in server.service.known
+
+
+def test_volumes_are_listed_in_columns(run: Run, served_pool: Path, service: FakeService) -> None:
+    service.add("disk0", 10 * GIB, connections=2)
+    service.known["old"] = VolumeInfo(
+        name="old", id=7, size_bytes=MIB, damaged=[DamagedRange(offset=0, length=4096, what="checksum")]
+    )
+    result = run("volume", "list", served_pool)
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "NAME   SIZE  MAPPED  CLIENTS  STATE    URI\n"
+        "disk0   10G       0        2  ok       nbd+unix:///disk0?socket=/pool/nbd.sock\n"
+        "old      1M       0        0  damaged  -\n"
+    )
+
+
+def test_a_list_without_volumes_says_what_to_do_and_prints_nothing(run: Run, served_pool: Path) -> None:
+    result = run("volume", "list", served_pool)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "holdfast volume create" in result.stderr
+
+
+def test_the_list_as_json_is_the_api_answer(run: Run, served_pool: Path, service: FakeService) -> None:
+    service.add("disk0", GIB)
+    answer = json.loads(run("volume", "list", served_pool, "--json").stdout)
+    assert [volume["name"] for volume in answer["volumes"]] == ["disk0"]
+
+
+def test_show_tells_what_is_damaged(run: Run, served_pool: Path, service: FakeService) -> None:
+    service.known["disk0"] = VolumeInfo(
+        name="disk0", id=1, size_bytes=GIB, damaged=[DamagedRange(offset=8192, length=4096, what="checksum mismatch")]
+    )
+    result = run("volume", "show", f"{served_pool}/disk0")
+    assert "damaged   4096 bytes at offset 8192: checksum mismatch\n" in result.stdout
+
+
+def test_show_needs_no_name_where_there_is_one_volume(run: Run, served_pool: Path, service: FakeService) -> None:
+    service.add("disk0", GIB)
+    assert json.loads(run("volume", "show", served_pool, "--json").stdout)["name"] == "disk0"
+    service.add("disk1", GIB)
+    result = run("volume", "show", served_pool)
+    assert result.exit_code == 2
+    assert "has 2 volumes; name one" in result.stderr
+
+
+def test_a_volume_is_removed(run: Run, served_pool: Path, service: FakeService) -> None:
+    service.add("disk0", GIB)
+    result = run("volume", "remove", f"{served_pool}/disk0")
+    assert (result.exit_code, result.stdout) == (0, f"removed {served_pool}/disk0\n")
+    assert not service.known
+
+
+def test_a_volume_in_use_is_removed_by_force_only(run: Run, served_pool: Path, service: FakeService) -> None:
+    service.add("disk0", GIB, connections=1)
+    refused = run("volume", "remove", f"{served_pool}/disk0", "--yes")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert run("volume", "remove", f"{served_pool}/disk0", "--yes", "--force").exit_code == 0
+
+
+def test_what_the_pool_refuses_is_a_no(run: Run, served_pool: Path, service: FakeService) -> None:
+    service.add("disk0", GIB)
+    exists = run("volume", "create", f"{served_pool}/disk0", "1G")
+    missing = run("volume", "show", f"{served_pool}/nope")
+    full = run("volume", "create", f"{served_pool}/big", "2T")
+    assert [exists.exit_code, missing.exit_code, full.exit_code] == [1, 1, 1]
+    assert exists.stderr == "holdfast: the volume 'disk0' exists already; choose another name\n"
+
+
+def test_a_directory_without_a_pool_is_told_in_one_line(run: Run, tmp_path: Path) -> None:
+    result = run("volume", "list", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"holdfast: {tmp_path}: there is no pool here; make one: holdfast serve {tmp_path} --volume disk0=10G\n"
+    )
+
+
+def test_a_pool_that_another_process_has_opened_could_not_be_asked(run: Run, pool: Path, server: FakeServer) -> None:
+    server.failure = PoolBusyError("the pool is being served by process 1; stop it")
+    result = run("volume", "list", pool)
+    assert (result.exit_code, result.stderr) == (2, "holdfast: the pool is being served by process 1; stop it\n")
+
+
+def test_a_failing_disk_could_not_be_asked(run: Run, pool: Path, server: FakeServer) -> None:
+    server.failure = DiskError("pool/superblock: input/output error")
+    assert run("volume", "list", pool).exit_code == 2
+
+
+def test_bad_names_and_sizes_are_usage_errors(run: Run, served_pool: Path) -> None:
+    for arguments in (
+        ("create", f"{served_pool}/.x", "1G"),
+        ("create", f"{served_pool}/x", "1Q"),
+        ("create", f"{served_pool}/x", "0"),
+        ("create", f"{served_pool}/x", "65T"),
+        ("create", served_pool, "1G"),
+        ("remove", served_pool),
+    ):
+        result = run("volume", *arguments)
+        assert result.exit_code == 2, arguments
+        assert result.stderr.startswith("holdfast: ")
+        assert result.stderr.count("\n") == 1, result.stderr

@@ -1,0 +1,92 @@
+"""A service with volumes in a dict: what stands behind the control socket in these tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.control.api import PoolStatus, Reply, SegmentCounts, Statistics, VolumeInfo, VolumeRemoved
+from holdfast.errors import HoldfastError, NoSpaceError, NotFoundError, RequestError
+from holdfast.units import TIB
+
+
+class FakeService:
+    """Answers at once, or, with `hold_replies`, when the test calls `release`."""
+
+    def __init__(self, *, hold_replies: bool = False) -> None:
+        self.known: dict[str, VolumeInfo] = {}
+        self.hold_replies = hold_replies
+        self.held: list[Callable[[], None]] = []
+        self.stopped = False
+        self.uri = "nbd+unix:///{name}?socket=/pool/nbd.sock"
+
+    def add(self, name: str, size_bytes: int, *, connections: int = 0, uris: list[str] | None = None) -> VolumeInfo:
+        info = VolumeInfo(
+            name=name,
+            id=len(self.known) + 1,
+            size_bytes=size_bytes,
+            connections=connections,
+            uris=uris or [self.uri.format(name=name)],
+            created="2024-05-06T07:08:09Z",
+        )
+        self.known[name] = info
+        return info
+
+    def release(self) -> None:
+        held, self.held = self.held, []
+        for answer in held:
+            answer()
+
+    def status(self) -> PoolStatus:
+        return PoolStatus(
+            path="/pool",
+            uuid="6f0c7a34-0000-4000-8000-000000000001",
+            pid=4711,
+            format_version=1,
+            segments=SegmentCounts(total=8, free=5, open=1, sealed=2),
+            volumes=len(self.known),
+        )
+
+    def statistics(self) -> Statistics:
+        return {"writes": 12, "write_bytes": 49152, "fill": 0.25}
+
+    def volumes(self) -> list[VolumeInfo]:
+        return list(self.known.values())
+
+    def volume(self, name: str) -> VolumeInfo:
+        info = self.known.get(name)
+        if info is None:
+            raise NotFoundError(f"there is no volume {name!r} in this pool")
+        return info
+
+    def create_volume(self, name: str, size_bytes: int, reply: Reply) -> None:
+        def answer() -> None:
+            outcome: VolumeInfo | HoldfastError
+            if name in self.known:
+                outcome = RequestError(f"the volume {name!r} exists already; choose another name")
+            elif size_bytes > TIB:
+                outcome = NoSpaceError("the pool has no room for the map of this volume; give it more --capacity")
+            else:
+                outcome = self.add(name, size_bytes)
+            reply(outcome)
+
+        self._answer(answer)
+
+    def remove_volume(self, name: str, reply: Reply, *, force: bool = False) -> None:
+        info = self.volume(name)
+        if info.connections and not force:
+            raise RequestError(f"the volume {name!r} has {info.connections} connections; end them or use --force")
+
+        def answer() -> None:
+            del self.known[name]
+            reply(VolumeRemoved(removed=name))
+
+        self._answer(answer)
+
+    def shutdown(self) -> None:
+        self.stopped = True
+
+    def _answer(self, answer: Callable[[], None]) -> None:
+        if self.hold_replies:
+            self.held.append(answer)
+        else:
+            answer()

@@ -1,0 +1,108 @@
+"""The control client against a real Unix socket."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from holdfast.control.client import ControlClient, connect_unix
+from holdfast.errors import GoneError, NoSpaceError, NotFoundError, RequestError, RetryError
+from holdfast.units import GIB, TIB
+
+from .fake_service import FakeService
+from .socket_server import serve_control
+
+
+def test_a_volume_lives_and_dies_through_one_connection(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with serve_control(path, FakeService()), ControlClient(path) as client:
+        created = client.create_volume("disk0", GIB)
+        assert client.volumes() == [created]
+        assert client.volume("disk0") == created
+        assert client.remove_volume("disk0").removed == "disk0"
+        assert client.volumes() == []
+
+
+def test_status_and_statistics_come_back_typed(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    service = FakeService()
+    with serve_control(path, service), ControlClient(path) as client:
+        assert client.status() == service.status()
+        assert client.statistics() == service.statistics()
+
+
+def test_shutdown_reaches_the_service(tmp_path: Path) -> None:
+    service = FakeService()
+    with serve_control(tmp_path / "control.sock", service), ControlClient(tmp_path / "control.sock") as client:
+        assert client.shutdown().stopping
+    assert service.stopped
+
+
+def test_errors_come_back_as_the_class_that_was_raised(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    service = FakeService()
+    service.add("disk0", GIB)
+    with serve_control(path, service), ControlClient(path) as client:
+        with pytest.raises(NotFoundError, match="no volume 'nope'"):
+            client.volume("nope")
+        with pytest.raises(RequestError, match="exists already"):
+            client.create_volume("disk0", GIB)
+        with pytest.raises(NoSpaceError, match="--capacity") as caught:
+            client.create_volume("big", 2 * TIB)
+        assert caught.value.errno == 28
+
+
+def test_a_pool_without_a_control_socket_is_not_served(tmp_path: Path) -> None:
+    assert ControlClient.connect_if_served(tmp_path) is None
+
+
+def test_a_socket_that_a_killed_server_left_is_not_served(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
+        left.bind(str(tmp_path / "control.sock"))
+    assert ControlClient.connect_if_served(tmp_path) is None
+
+
+def test_a_path_longer_than_a_socket_address_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / ("d" * 120)
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    with serve_control(Path("control.sock"), FakeService()):
+        client = ControlClient.connect_if_served(directory)
+        assert client is not None
+        with client:
+            assert client.volumes() == []
+
+
+def test_a_server_that_vanishes_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def hang_up() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(65536)
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        with ControlClient(path) as client, pytest.raises(GoneError, match="ended the connection"):
+            client.status()
+        thread.join()
+
+
+def test_a_server_that_does_not_answer_is_given_up_on(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with ControlClient(path, timeout_s=0.05) as client, pytest.raises(RetryError, match="not answered"):
+            client.status()
+
+
+def test_connecting_where_nobody_listens_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        connect_unix(tmp_path / "nothing")

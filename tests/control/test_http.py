@@ -1,0 +1,253 @@
+"""The control API over HTTP, without a socket: bytes in, bytes out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from holdfast.control.http import BODY_BYTES_MAX, HEADER_BYTES_MAX, ControlConnection
+from holdfast.units import GIB, TIB
+
+from .fake_service import FakeService
+
+
+def request(method: str, target: str, body: object = None, *, headers: str = "") -> bytes:
+    payload = b"" if body is None else json.dumps(body).encode()
+    length = f"Content-Length: {len(payload)}\r\n" if payload else ""
+    return f"{method} {target} HTTP/1.1\r\nHost: pool\r\n{length}{headers}\r\n".encode() + payload
+
+
+def parse_answers(data: bytes) -> list[tuple[int, Any]]:
+    answers = []
+    while data:
+        head, _, rest = data.partition(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+        length = int(headers.get("content-length", "0"))
+        answers.append((int(lines[0].split()[1]), json.loads(rest[:length]) if length else None))
+        data = rest[length:]
+    return answers
+
+
+def ask(service: FakeService, data: bytes) -> tuple[int, Any]:
+    connection = ControlConnection(service)
+    connection.receive_data(data)
+    (answer,) = parse_answers(connection.data_to_send())
+    return answer
+
+
+def test_the_pool_tells_its_status() -> None:
+    status, answer = ask(FakeService(), request("GET", "/v1/pool"))
+    assert status == 200
+    assert answer["pid"] == 4711
+    assert answer["segments"]["sealed"] == 2
+
+
+def test_statistics_are_numbers_by_name() -> None:
+    assert ask(FakeService(), request("GET", "/v1/statistics")) == (
+        200,
+        {"writes": 12, "write_bytes": 49152, "fill": 0.25},
+    )
+
+
+def test_a_created_volume_is_listed_and_shown() -> None:
+    service = FakeService()
+    status, created = ask(service, request("POST", "/v1/volumes", {"name": "disk0", "size_bytes": 10 * GIB}))
+    assert status == 201
+    assert created["size_bytes"] == 10 * GIB
+    assert ask(service, request("GET", "/v1/volumes")) == (200, {"volumes": [created]})
+    assert ask(service, request("GET", "/v1/volumes/disk0")) == (200, created)
+
+
+def test_a_removed_volume_is_gone() -> None:
+    service = FakeService()
+    service.add("disk0", GIB)
+    assert ask(service, request("DELETE", "/v1/volumes/disk0")) == (200, {"removed": "disk0"})
+    status, answer = ask(service, request("GET", "/v1/volumes/disk0"))
+    assert (status, answer["error"]["kind"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("query", ["?force=true", "?force=1", "?force"])
+def test_force_reaches_the_service(query: str) -> None:
+    service = FakeService()
+    service.add("disk0", GIB, connections=2)
+    assert ask(service, request("DELETE", "/v1/volumes/disk0"))[0] == 400
+    assert ask(service, request("DELETE", f"/v1/volumes/disk0{query}"))[0] == 200
+
+
+def test_a_misspelt_parameter_is_refused_rather_than_ignored() -> None:
+    service = FakeService()
+    service.add("disk0", GIB)
+    status, answer = ask(service, request("DELETE", "/v1/volumes/disk0?forse=true"))
+    assert status == 400
+    assert "forse" in answer["error"]["message"]
+
+
+def test_shutdown_is_begun_and_answered() -> None:
+    service = FakeService()
+    assert ask(service, request("POST", "/v1/shutdown")) == (202, {"stopping": True})
+    assert service.stopped
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "-x", "a%2Fb", "a%20b", "%C3%A4", "x" * 256])
+def test_names_that_no_volume_may_have_are_refused(name: str) -> None:
+    status, answer = ask(FakeService(), request("GET", f"/v1/volumes/{name}"))
+    assert (status, answer["error"]["kind"]) == (400, "request")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"name": "disk0"},
+        {"name": "disk0", "size_bytes": "10G"},
+        {"name": "disk0", "size_bytes": 0},
+        {"name": "disk0", "size_bytes": 65 * TIB},
+        {"name": "a/b", "size_bytes": 4096},
+        {"name": "disk0", "size_bytes": 4096, "sise": 1},
+        [],
+        None,
+    ],
+)
+def test_a_volume_to_create_that_makes_no_sense_is_refused(body: object) -> None:
+    service = FakeService()
+    status, answer = ask(service, request("POST", "/v1/volumes", body))
+    assert (status, answer["error"]["kind"], answer["error"]["errno"]) == (400, "request", 22)
+    assert not service.known
+
+
+def test_no_space_has_its_own_status_and_errno() -> None:
+    status, answer = ask(FakeService(), request("POST", "/v1/volumes", {"name": "big", "size_bytes": 2 * TIB}))
+    assert (status, answer["error"]["kind"], answer["error"]["errno"]) == (507, "no_space", 28)
+
+
+def test_an_unknown_path_is_not_found() -> None:
+    assert ask(FakeService(), request("GET", "/v2/pool"))[0] == 404
+
+
+def test_a_method_that_does_not_apply_names_those_that_do() -> None:
+    connection = ControlConnection(FakeService())
+    connection.receive_data(request("DELETE", "/v1/volumes"))
+    data = connection.data_to_send()
+    assert data.startswith(b"HTTP/1.1 405 ")
+    assert b"allow: get, post\r\n" in data.lower()
+
+
+def test_a_head_request_gets_no_body_and_keeps_the_connection() -> None:
+    connection = ControlConnection(FakeService())
+    connection.receive_data(request("HEAD", "/v1/pool"))
+    assert connection.data_to_send().endswith(b"\r\n\r\n")
+    assert not connection.closed
+
+
+def test_a_connection_serves_one_request_after_the_other() -> None:
+    connection = ControlConnection(FakeService())
+    for _ in range(3):
+        connection.receive_data(request("GET", "/v1/statistics"))
+        assert parse_answers(connection.data_to_send())[0][0] == 200
+    assert not connection.closed
+
+
+def test_connection_close_is_honoured() -> None:
+    connection = ControlConnection(FakeService())
+    connection.receive_data(request("GET", "/v1/pool", headers="Connection: close\r\n"))
+    assert parse_answers(connection.data_to_send())[0][0] == 200
+    assert connection.closed
+
+
+def test_a_byte_at_a_time_gives_the_same_answer() -> None:
+    data = request("POST", "/v1/volumes", {"name": "disk0", "size_bytes": GIB})
+    connection = ControlConnection(FakeService())
+    for index in range(len(data)):
+        connection.receive_data(data[index : index + 1])
+    assert parse_answers(connection.data_to_send()) == [ask(FakeService(), data)]
+
+
+def test_pipelined_requests_wait_for_the_late_answer_before_them() -> None:
+    service = FakeService(hold_replies=True)
+    outputs: list[bytes] = []
+    connection = ControlConnection(service, on_output=lambda: outputs.append(connection.data_to_send()))
+    create = request("POST", "/v1/volumes", {"name": "disk0", "size_bytes": GIB})
+    connection.receive_data(create + request("GET", "/v1/volumes/disk0"))
+    assert connection.data_to_send() == b""
+    assert not connection.wants_data
+    service.release()
+    assert [status for status, _ in parse_answers(b"".join(outputs))] == [201, 200]
+    assert connection.wants_data
+
+
+def test_a_peer_that_half_closed_still_gets_its_late_answer() -> None:
+    service = FakeService(hold_replies=True)
+    connection = ControlConnection(service)
+    connection.receive_data(request("POST", "/v1/volumes", {"name": "disk0", "size_bytes": GIB}))
+    connection.receive_data(b"")
+    service.release()
+    assert parse_answers(connection.data_to_send())[0][0] == 201
+    assert connection.closed
+
+
+def test_an_answer_for_a_peer_that_is_gone_is_dropped_and_the_work_is_done() -> None:
+    service = FakeService(hold_replies=True)
+    connection = ControlConnection(service)
+    connection.receive_data(request("POST", "/v1/volumes", {"name": "disk0", "size_bytes": GIB}))
+    connection.peer_gone()
+    service.release()
+    assert connection.data_to_send() == b""
+    assert "disk0" in service.known
+
+
+def test_a_flood_behind_a_held_request_ends_the_connection() -> None:
+    service = FakeService(hold_replies=True)
+    connection = ControlConnection(service)
+    connection.receive_data(request("POST", "/v1/volumes", {"name": "disk0", "size_bytes": GIB}))
+    for _ in range(HEADER_BYTES_MAX + BODY_BYTES_MAX >> 12):
+        assert not connection.closed
+        connection.receive_data(bytes(4096))
+    connection.receive_data(b"\0")
+    assert connection.closed
+
+
+def test_a_body_announced_too_long_is_refused_before_it_comes() -> None:
+    connection = ControlConnection(FakeService())
+    connection.receive_data(request("POST", "/v1/volumes", headers=f"Content-Length: {BODY_BYTES_MAX + 1}\r\n"))
+    assert parse_answers(connection.data_to_send())[0][0] == 413
+    assert connection.closed
+
+
+def test_a_chunked_body_is_cut_off_where_it_becomes_too_long() -> None:
+    connection = ControlConnection(FakeService())
+    connection.receive_data(request("POST", "/v1/volumes", headers="Transfer-Encoding: chunked\r\n"))
+    chunk = b"1000\r\n" + bytes(4096) + b"\r\n"
+    for _ in range(BODY_BYTES_MAX >> 12):
+        connection.receive_data(chunk)
+    assert not connection.closed
+    connection.receive_data(chunk)
+    assert parse_answers(connection.data_to_send())[0][0] == 413
+    assert connection.closed
+
+
+def test_an_endless_header_is_cut_off() -> None:
+    connection = ControlConnection(FakeService())
+    connection.receive_data(b"GET /v1/pool HTTP/1.1\r\nHost: pool\r\nX: " + b"a" * HEADER_BYTES_MAX)
+    assert parse_answers(connection.data_to_send())[0][0] in (400, 431)
+    assert connection.closed
+
+
+@pytest.mark.parametrize("garbage", [b"\0\0\0\0\r\n\r\n", b"NBDMAGICIHAVEOPT\r\n\r\n", b"GET\r\n\r\n", b"\r\n\r\n"])
+def test_what_is_no_http_is_answered_once_and_disconnected(garbage: bytes) -> None:
+    connection = ControlConnection(FakeService())
+    connection.receive_data(garbage)
+    assert parse_answers(connection.data_to_send())[0][0] == 400
+    assert connection.closed
+
+
+def test_an_expected_continue_is_given() -> None:
+    connection = ControlConnection(FakeService())
+    body = b'{"name": "disk0", "size_bytes": 4096}'
+    connection.receive_data(
+        request("POST", "/v1/volumes", headers=f"Content-Length: {len(body)}\r\nExpect: 100-continue\r\n")
+    )
+    assert connection.data_to_send().startswith(b"HTTP/1.1 100 ")
+    connection.receive_data(body)
+    assert parse_answers(connection.data_to_send())[0][0] == 201

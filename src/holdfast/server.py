@@ -26,6 +26,7 @@ from holdfast.control_connection import ControlSocket
 from holdfast.engine import Engine
 from holdfast.errors import HoldfastError, RequestError
 from holdfast.nbd.negotiated import Export, Negotiated
+from holdfast.offline_check import check
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.listen import Listener, TcpAddress, UnixAddress
 from holdfast.runtime.loop import EventLoop
@@ -33,6 +34,8 @@ from holdfast.served_pool import PoolOptions, ServedPool
 from holdfast.status import pool_status, statistics, volume_info
 from holdfast.units import KIB, format_size
 from holdfast.volume.volume import Volume
+
+__all__ = ["OfflinePool", "ServeOptions", "Server", "check", "offline", "serve"]
 
 log_output = logging.getLogger("holdfast.server")
 

@@ -26,22 +26,31 @@ import logging
 import os
 import platform
 import queue
-import re
-import resource
 import threading
 from collections import deque
 from collections.abc import Callable, MutableMapping
 
 from holdfast.errors import RequestError
 from holdfast.runtime.buffers import aligned_buffer
+from holdfast.runtime.files import (
+    SEGMENTS_NAME,
+    SUPERBLOCK_NAME,
+    has_size,
+    make_directory,
+    open_direct,
+    raise_descriptor_limit,
+    remove_if_there,
+    segment_name,
+    segment_number,
+    sync_directory,
+    write_all,
+    write_through,
+)
 from holdfast.runtime.loop import EventLoop
 from holdfast.runtime.ports import READ, SUPERBLOCK, WRITE, Io
 from holdfast.runtime.uring import OP_READ, OP_WRITE, Uring
 from holdfast.units import BLOCK_SIZE_BYTES, MIB
 
-SUPERBLOCK_NAME = "superblock"
-SEGMENTS_NAME = "segments"
-_SEGMENT_PATTERN = re.compile(r"([0-9a-f]{8})\.seg")
 # Read descriptors kept open: at 32 MiB a segment 4096 of them cover 128 GiB of hot data.  The rest of the limit is for
 # connections.
 _READ_FILES_MAX = 4096
@@ -59,10 +68,6 @@ _RWF_NOWAIT = os.RWF_NOWAIT
 _RWF_DSYNC = os.RWF_DSYNC
 
 _log = logging.getLogger("holdfast.runtime.disk")
-
-
-def segment_name(file: int) -> str:
-    return f"{file:08x}.seg"
 
 
 class DirectoryDisk:
@@ -86,10 +91,10 @@ class DirectoryDisk:
         self.directory = os.fspath(directory)  # I
         self.segment_size_bytes = segment_size_bytes  # I
         self._segments_directory = os.path.join(self.directory, SEGMENTS_NAME)  # I
-        _make_directory(self.directory)
-        _make_directory(self._segments_directory)
+        make_directory(self.directory)
+        make_directory(self._segments_directory)
         self._loop = loop
-        self._read_files_max = min(_READ_FILES_MAX, _raise_descriptor_limit() // 2)  # I
+        self._read_files_max = min(_READ_FILES_MAX, raise_descriptor_limit() // 2)  # I
         self._read_fds: dict[int, int] = {}  # A: added by workers, in the order of opening; taken out by the loop
         self._write_fds: dict[int, int] = {}  # A: the same
         self._busy: dict[int, int] = {}  # L: operations in flight, by file
@@ -159,8 +164,8 @@ class DirectoryDisk:
         return io.result
 
     def segments(self) -> list[int]:
-        names = map(_SEGMENT_PATTERN.fullmatch, os.listdir(self._segments_directory))
-        return sorted(int(name[1], 16) for name in names if name)
+        numbers = map(segment_number, os.listdir(self._segments_directory))
+        return sorted(number for number in numbers if number is not None)
 
     def exists(self, file: int) -> bool:
         return os.path.exists(self._path(file))
@@ -315,10 +320,10 @@ class DirectoryDisk:
             # Dirty pages exist here after all, and the kernel tells of their fate once: whoever syncs first.  One
             # write at a time, synced before the next, is told its own.
             with self._buffered_lock:
-                io.result = _write_all(fd, view, io.offset, 0)
+                io.result = write_all(fd, view, io.offset, 0)
                 os.fdatasync(fd)
         else:
-            io.result = _write_all(fd, view, io.offset, _RWF_DSYNC if io.durable else 0)
+            io.result = write_all(fd, view, io.offset, _RWF_DSYNC if io.durable else 0)
 
     def _sync(self, io: Io) -> None:
         fd = self._write_fds.get(io.file)
@@ -332,35 +337,22 @@ class DirectoryDisk:
         assert io.length > 0, io.length
         assert io.length % BLOCK_SIZE_BYTES == 0, io.length
         path = self._path(io.file)
-        if not _has_size(path, io.length):
+        if not has_size(path, io.length):
             temporary = path + ".new"
             try:
-                self._write_through(temporary, io.length)
+                write_through(temporary, io.length, self._zeroes)
                 os.rename(temporary, path)
             except OSError:
                 # What was allocated is given back: the reason may have been that there is no space.
-                _remove_if_there(temporary)
+                remove_if_there(temporary)
                 raise
             # Descriptors of a file of another size that had the name until now; nobody uses one that is being prepared.
             for fds in (self._read_fds, self._write_fds):
                 stale = fds.pop(io.file, None)
                 if stale is not None:
                     os.close(stale)
-        _sync_directory(self._segments_directory)
+        sync_directory(self._segments_directory)
         io.result = 0
-
-    def _write_through(self, path: str, length: int) -> None:
-        fd, _ = _open_direct(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        try:
-            # Allocated in one go first: fewer extents, and a full filesystem says so before anything is written.
-            os.posix_fallocate(fd, 0, length)
-            for offset in range(0, length, _PREPARE_CHUNK_BYTES):
-                chunk = self._zeroes[: min(_PREPARE_CHUNK_BYTES, length - offset)]
-                if _write_all(fd, chunk, offset, 0):
-                    raise OSError(errno.EIO, os.strerror(errno.EIO))
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
 
     # Files.
 
@@ -376,7 +368,7 @@ class DirectoryDisk:
     def _open_for_writing(self, file: int) -> int:
         path = self._path(file)
         # Only the superblock is made by writing to it; segments are made by PREPARE.
-        fd, direct = _open_direct(path, os.O_RDWR | (os.O_CREAT if file == SUPERBLOCK else 0))
+        fd, direct = open_direct(path, os.O_RDWR | (os.O_CREAT if file == SUPERBLOCK else 0))
         if not direct:
             if not self._buffered_files:
                 _log.warning("%s refuses direct I/O; every write is synced at once, which is slower", self.directory)
@@ -384,7 +376,7 @@ class DirectoryDisk:
         if file == SUPERBLOCK:
             try:
                 # At each opening, not only at the first: the process that made the name may have died before this.
-                _sync_directory(self.directory)
+                sync_directory(self.directory)
             except OSError:
                 os.close(fd)
                 raise
@@ -416,70 +408,6 @@ def _keep(fds: MutableMapping[int, int], file: int, fd: int) -> int:
     if kept != fd:
         os.close(fd)
     return kept
-
-
-def _open_direct(path: str, flags: int) -> tuple[int, bool]:
-    """A descriptor, and whether it is one for direct I/O: some filesystems refuse that with EINVAL."""
-    try:
-        return os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC, 0o600), True
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    return os.open(path, flags | os.O_CLOEXEC, 0o600), False
-
-
-def _write_all(fd: int, view: memoryview, offset: int, flags: int) -> int:
-    """Write all of it: 0, or -EIO if the kernel makes no progress. Raises OSError."""
-    written = os.pwritev(fd, (view,), offset, flags)
-    length = len(view)
-    if written == length:
-        return 0
-    at = written & -BLOCK_SIZE_BYTES
-    while at < length:
-        # After a short write go on at a block: direct I/O takes no other place.
-        step = os.pwritev(fd, (view[at:],), offset + at, flags)
-        if step != length - at:
-            step &= -BLOCK_SIZE_BYTES
-        if step <= 0:
-            return -errno.EIO
-        at += step
-    return 0
-
-
-def _has_size(path: str, size_bytes: int) -> bool:
-    try:
-        return os.stat(path).st_size == size_bytes
-    except FileNotFoundError:
-        return False
-
-
-def _remove_if_there(path: str) -> None:
-    if os.path.exists(path):
-        os.unlink(path)
-
-
-def _make_directory(path: str) -> None:
-    try:
-        os.mkdir(path)
-    except FileExistsError:
-        return
-    _sync_directory(os.path.dirname(os.path.abspath(path)))
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _raise_descriptor_limit() -> int:
-    """Take what the system grants: segments and connections each need descriptors. Returns the limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return _READ_FILES_MAX * 2 if hard == resource.RLIM_INFINITY else hard
 
 
 def _raiser(error: Exception) -> Callable[[], None]:

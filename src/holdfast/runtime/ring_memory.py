@@ -18,6 +18,8 @@ import logging
 import mmap
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from uuid import UUID
 
 from holdfast.errors import NoSpaceError
 from holdfast.units import MIB, format_size
@@ -157,3 +159,13 @@ def _lock_in_memory(view: memoryview) -> bool:
     if not locked:
         _log.info("the ring is not locked in memory: %s", os.strerror(ctypes.get_errno()))
     return locked
+
+
+def ring_path(pool_uuid: bytes, pool_directory: str | os.PathLike[str]) -> Path | None:
+    """Where the ring file of a pool is, or None if there is none."""
+    name = ring_name(str(UUID(bytes=pool_uuid)))
+    for directory in (SHM_DIRECTORY, pool_directory):
+        path = Path(directory) / name
+        if path.exists():
+            return path
+    return None

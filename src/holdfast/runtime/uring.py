@@ -1,8 +1,8 @@
 """A raw io_uring: reads and direct writes without a thread, where the kernel permits it.
 
-No binding takes aligned memoryviews, so the ring is driven with three system calls and two mappings.  It is worth it:
-a cold read costs a third of the processor time that handing it to a thread does, and a durable write comes back a
-quarter sooner (docs/decisions/0002-io-workers.md).  Many containers forbid io_uring; threads do the same work there.
+No binding takes aligned memoryviews, so the ring is driven with two system calls and two mappings.  It is worth it:
+a cold read costs a third to a half of the processor time that handing it to a thread does, and a durable write comes
+back a fifth sooner (docs/decisions/0002-io-workers.md).  Many containers forbid io_uring; threads work there instead.
 
 Submission queue: the loop's thread writes entries and the new tail, then enters the kernel once for all of a turn.
 Completion queue: the kernel writes entries and the new tail, and the ring's descriptor becomes readable.

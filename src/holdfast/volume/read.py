@@ -198,7 +198,6 @@ class Reader:
     def _read_missing(self, missing: list[Io]) -> Work:
         for io in missing:
             self.space.pin(io.file)
-            self.disk.will_read(io.file, io.offset, io.length)
         try:
             yield missing
         finally:

@@ -182,7 +182,7 @@ def _log() -> tuple[Any, Any]:
     from holdfast.writeback.ring import Ring
 
     ring = Ring(aligned_buffer(32 * MIB + 8 * KIB), segment_blocks=1024)
-    ring.format(tag=1, epoch=1)
+    ring.format(tag=1, epoch=1, boot=0)
     space = SpaceTable(1 << 18, 10, reserve_segments=4)
     space.free.extend(space.absent)
     space.absent.clear()
@@ -238,7 +238,7 @@ def _publish() -> Timed:
     from holdfast.writeback.ring import Ring
 
     ring = Ring(aligned_buffer(4 * MIB + 8 * KIB), segment_blocks=256)
-    ring.format(tag=1, epoch=1)
+    ring.format(tag=1, epoch=1, boot=0)
     positions = count(1)
     return (
         lambda: ring.publish(head_position=next(positions), durable_position=0, commit_position=0, entry_count=0),

@@ -5,8 +5,8 @@ order moves on by one with every row and round, so that nobody always begins.  E
 before a cell is measured: what one server left behind is not the next one's bill.
 
 Disks: peers write in place, so each keeps one disk for all rows.  A log-structured server without a cleaner would fill
-up, so it has one disk for the rows that read and a new one, filled again, for each cell that writes.  (What scatters the
-blocks of a log leaves a disk that writes in place as it was, so there only the log is scattered.)
+up, so it has one disk for the rows that read and a new one, filled again, for each cell that writes.  (What scatters
+the blocks of a log leaves a disk that writes in place as it was, so there only the log is scattered.)
 """
 
 from __future__ import annotations

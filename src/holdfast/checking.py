@@ -1,8 +1,9 @@
-"""The offline check: every structure, every checksum, the maps against the reverse map, the space table against the maps.
+"""The offline check: every structure, every checksum, the maps against the reverse map, the space table against the
+maps.
 
-Nothing is written. What a server that died left in its ring is laid over the files in memory (`OverlayDisk`), so an unclean
-pool is checked in the state that it will come up in; the maps are those of the last checkpoint, and the commits behind
-it are verified block by block.
+Nothing is written. What a server that died left in its ring is laid over the files in memory (`OverlayDisk`), so an
+unclean pool is checked in the state that it will come up in; the maps are those of the last checkpoint, and the commits
+behind it are verified block by block.
 """
 
 from __future__ import annotations
@@ -97,7 +98,11 @@ class PoolChecker:
             mapped = run_to_end(walker.walk(row), self.disk.run)
             self.report.volumes_checked += 1
             if mapped != row.mapped_blocks and not walker.references.damaged_pages:
-                self._add("volume table", f"volume {row.name}", f"it says {row.mapped_blocks} mapped blocks, the map has {mapped}")
+                self._add(
+                    "volume table",
+                    f"volume {row.name}",
+                    f"it says {row.mapped_blocks} mapped blocks, the map has {mapped}",
+                )
         self._check_segments(opened, walker)
         self._check_space(opened, walker, stored_live)
         return self.report
@@ -114,7 +119,8 @@ class PoolChecker:
             first = index << 9 * (level + 1)
             self._add("map page", f"volume {row.name}, from block {first} on", f"level {level}: {what}")
         by_kind = {
-            kind: _sorted_by_address(references.entries[kind], references.owners[kind]) for kind in (KIND_DATA, KIND_MAP)
+            kind: _sorted_by_address(references.entries[kind], references.owners[kind])
+            for kind in (KIND_DATA, KIND_MAP)
         }
         meta = np.sort(np.array(opened.meta_addresses, np.uint64))
         checker = SegmentChecker(tag=self.superblock.tag, segment_shift=self.shift)
@@ -128,7 +134,9 @@ class PoolChecker:
             self.report.segments_checked += 1
             used = np.zeros(1 << self.shift, np.bool_)
             for kind, (entries, owners) in by_kind.items():
-                self._hold_against(report, segment, kind, *_of_segment(entries, owners, segment, self.shift), used, names)
+                self._hold_against(
+                    report, segment, kind, *_of_segment(entries, owners, segment, self.shift), used, names
+                )
             for address in meta[(meta >> np.uint64(self.shift)) == segment].tolist():
                 used[address & (1 << self.shift) - 1] = True
             self._report_damaged_blocks(report, segment, used, names)
@@ -158,7 +166,9 @@ class PoolChecker:
         for index in np.flatnonzero(wrong).tolist():
             owner, block = int(owners[index]), int(blocks[index])
             what = "two places refer to it" if twice[index] else "the commit there says that it is something else"
-            self._add("map entry", _place(kind, owner, names), f"it refers to segment {segment:08x}, block {block}: {what}")
+            self._add(
+                "map entry", _place(kind, owner, names), f"it refers to segment {segment:08x}, block {block}: {what}"
+            )
 
     def _report_damaged_blocks(
         self,
@@ -171,12 +181,16 @@ class PoolChecker:
             kind, owner = int(report.kind[block]), int(report.owner[block])
             state = "" if used[block] else "; nothing refers to it at the last checkpoint"
             self._add(
-                "block", f"segment {segment:08x}, block {block}", f"{_place(kind, owner, names)} does not check out{state}"
+                "block",
+                f"segment {segment:08x}, block {block}",
+                f"{_place(kind, owner, names)} does not check out{state}",
             )
 
     # ---- space
 
-    def _check_space(self, opened: OpenedPool, walker: MapWalker, stored_live: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+    def _check_space(
+        self, opened: OpenedPool, walker: MapWalker, stored_live: np.ndarray[tuple[int], np.dtype[np.int64]]
+    ) -> None:
         """The live counts of the last checkpoint against a recount. Damaged maps cannot be counted."""
         if walker.references.damaged_pages:
             return

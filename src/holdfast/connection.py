@@ -1,9 +1,9 @@
 """A connection: the socket of one NBD client, its handshake, then its session.
 
 Received bytes go into a buffer that all connections share; what is left of an incomplete request is kept aside
-(`_stash`). Replies lie in another shared buffer and are sent at once; what the socket does not take is kept (`_unsent`), and
-until it is gone nothing more is received: a client that does not read its replies stands still, at the cost of
-one batch of replies. Both are counted against `ConnectionBudget`, and batches get smaller as it is used up.
+(`_stash`). Replies lie in another shared buffer and are sent at once; what the socket does not take is kept
+(`_unsent`), and until it is gone nothing more is received: a client that does not read its replies stands still, at the
+cost of one batch of replies. Both are counted against `ConnectionBudget`, and batches get smaller as it is used up.
 """
 
 from __future__ import annotations
@@ -49,12 +49,13 @@ class Host(Protocol):
 
     engine: Engine
     loop: EventLoop
-    exports: ExportDirectory
     budget: ConnectionBudget
     receive_buffer: memoryview
     reply_buffer: memoryview
     closing: bool
 
+    @property
+    def exports(self) -> ExportDirectory: ...
     def volume_of(self, negotiated: Negotiated) -> Volume: ...
     def answered(self, connection: Connection) -> None: ...
     def connection_closed(self, connection: Connection) -> None: ...
@@ -223,7 +224,7 @@ class Connection:
             return
         session.work_off()
         self._transmit()
-        if self.closed:
+        if not self._is_open():
             return
         if session.disconnect_requested:
             self._end_of_input()
@@ -250,7 +251,7 @@ class Connection:
             self.close()
             return
         self._transmit()
-        if not self.closed and (session.backlog or session.disconnect_requested or not self._reading):
+        if self._is_open() and (session.backlog or session.disconnect_requested or not self._reading):
             self.resume()
 
     def _transmit(self) -> None:
@@ -324,6 +325,10 @@ class Connection:
 
     # ---- end
 
+    def _is_open(self) -> bool:
+        """To be asked again after anything that sends: a failing send closes."""
+        return not self.closed
+
     @property
     def stalled(self) -> bool:
         """True if it waits for the engine, not for its client."""
@@ -348,5 +353,3 @@ class Connection:
         self.host.loop.close(self._fd)
         self._sock.close()
         self.host.connection_closed(self)
-
-

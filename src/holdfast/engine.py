@@ -1,10 +1,10 @@
 """The engine: joins the rooms. Events in, effects out, in one thread, without a clock or a file of its own.
 
-Events are calls: requests of sessions (`Session.submit`), completions of I/O, `tick`, `turn`. Effects are calls of the ports
-it was made with and of the sessions' sinks. With the same events it has the same effects, byte for byte.
+Events are calls: requests of sessions (`Session.submit`), completions of I/O, `tick`, `turn`. Effects are calls of the
+ports it was made with and of the sessions' sinks. With the same events it has the same effects, byte for byte.
 
-Each batch of events ends with `turn`: what became ready runs, the flusher is pumped, what was appended is published. Only
-after that may answers to writes leave the process.
+Each batch of events ends with `turn`: what became ready runs, the flusher is pumped, what was appended is published.
+Only after that may answers to writes leave the process.
 
 Background work (a checkpoint, preparing segments, removing a volume) are tasks; one of each kind at a time.
 """
@@ -201,9 +201,9 @@ class Engine:
 
     def _maintain(self) -> None:
         space = self.space
-        if not space.preparing and not space.host_full and space.absent:
-            if len(space.free) < PREPARED_AHEAD or self.options.preallocate:
-                self._prepare_segment()
+        wanted = len(space.free) < PREPARED_AHEAD or self.options.preallocate
+        if wanted and space.absent and not space.preparing and not space.host_full:
+            self._prepare_segment()
         if not self._checkpoint_running and self._checkpoint_due():
             self.scheduler.spawn(_guarded(self._checkpoint(clean=False)), "checkpoint", self._checkpoint_done)
 
@@ -357,7 +357,8 @@ class Engine:
         yield from self.checkpoint()
 
     def remove_volume(self, name: str, answer: Answer) -> None:
-        """Remove a volume nobody is connected to; `answer` is called once it is sure to go, its space comes free later."""
+        """Remove a volume nobody is connected to; `answer` is called once it is sure to go, its space comes free
+        later."""
         volume = self.by_name.get(name)
         if volume is None or volume.removing:
             answer(NotFoundError(f"there is no volume {name!r}; `holdfast volume list` shows those that exist"))
@@ -405,8 +406,8 @@ def _next_sequence(superblock: Superblock) -> Superblock:
 def _reserve_segments(superblock: Superblock, pages: PageCache) -> int:
     """Segments that only metadata may open: two checkpoints at their largest.
 
-    A checkpoint writes at most the dirty pages and as many pages above them, the tables, and a commit header for each 252
-    blocks. In a small pool the number of dirty pages is limited instead, so that clients get most of the space.
+    A checkpoint writes at most the dirty pages and as many pages above them, the tables, and a commit header for each
+    252 blocks. In a small pool the number of dirty pages is limited instead, so that clients get most of the space.
     """
     capacity_blocks = superblock.capacity_segments * superblock.segment_blocks
     pages.dirty_hard_limit = max(32, min(pages.dirty_hard_limit, capacity_blocks // 64))

@@ -1,4 +1,5 @@
-"""`holdfast check`: takes the pool's lock, lays what is in a dead server's ring over its files, and checks the whole."""
+"""`holdfast check`: takes the pool's lock, lays what is in a dead server's ring over its files, and checks the
+whole."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ from holdfast.writeback.ring_recovery import ring_belongs, write_out_ring
 
 
 def check(path: str, progress: Callable[[int, int], None] = lambda _done, _total: None) -> CheckReport:
-    """Check a pool that nobody serves. Raises PoolBusyError, NotFoundError, DiskError, or CorruptionError where the pool is
-    damaged too much to be walked."""
+    """Check a pool that nobody serves. Raises PoolBusyError, NotFoundError, DiskError, or CorruptionError where the
+    pool is damaged too much to be walked."""
     if not (Path(path) / "superblock").exists():
         raise NotFoundError(f"{path} is not a pool: it has no file `superblock`")
     clock = SystemClock()

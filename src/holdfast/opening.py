@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -24,9 +25,15 @@ from holdfast.pool.tables import (
     decode_volume_table,
     table_block_count,
 )
-from holdfast.runtime.ports import READ, SUPERBLOCK, Disk, Io
+from holdfast.runtime.ports import READ, SUPERBLOCK, Io
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.work.task import Work
+
+
+class SegmentFiles(Protocol):
+    """What opening needs of the disk besides I/O."""
+
+    def segments(self) -> list[int]: ...
 
 
 @dataclass(slots=True)
@@ -53,7 +60,7 @@ def read_superblock_slots() -> Work:
 
 
 class Opener:
-    def __init__(self, superblock: Superblock, space: SpaceTable, disk: Disk, findings: list[str]) -> None:
+    def __init__(self, superblock: Superblock, space: SpaceTable, disk: SegmentFiles, findings: list[str]) -> None:
         self.superblock = superblock
         self.space = space
         self.disk = disk

@@ -1,7 +1,8 @@
-"""A pool in use: its lock, its files, its ring and the engine over them. One for `serve`, one for a command on an idle pool.
+"""A pool in use: its lock, its files, its ring and the engine over them. One for `serve`, one for a command on an idle
+pool.
 
-Start, in this order: lock, superblock (made, if there is no pool yet), what a surviving ring still owes to the segment files,
-a ring of the right size for this run, the engine, and the engine's own recovery, which runs in the loop.
+Start, in this order: lock, superblock (made, if there is no pool yet), what a surviving ring still owes to the segment
+files, a ring of the right size for this run, the engine, and the engine's own recovery, which runs in the loop.
 """
 
 from __future__ import annotations

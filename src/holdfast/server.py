@@ -144,9 +144,7 @@ class Server:
         try:
             for address in addresses:
                 self.listeners.append(Listener(self.loop, address, self._accept))
-            self._control_listener = Listener(
-                self.loop, f"unix:{self.pool.path}/control.sock", self._accept_control
-            )
+            self._control_listener = Listener(self.loop, f"unix:{self.pool.path}/control.sock", self._accept_control)
         except HoldfastError as error:
             self._fail(error)
             return

@@ -1,14 +1,14 @@
 """A session: one client of one volume. Requests in, replies out; between them the engine.
 
-The hot path of the server runs through `submit`: a batch of requests, parsed out of one receive, is carried out in order and
-answered into the reply buffer that all connections share, to be sent at once. What cannot be done at once becomes a task that
-answers later, into a buffer of the session's own.
+The hot path of the server runs through `submit`: a batch of requests, parsed out of one receive, is carried out in
+order and answered into the reply buffer that all connections share, to be sent at once. What cannot be done at once
+becomes a task that answers later, into a buffer of the session's own.
 
 Bounded, whatever the client does:
- - at most `REQUESTS_IN_FLIGHT_MAX` tasks and `BYTES_IN_FLIGHT_MAX` of copied payload; then the rest of the batch waits in
-   `backlog` and the connection is not read from (`stalled`)
- - while the client does not take its replies (`blocked`) no task of the session holds a read buffer: what was read for it
-   is dropped and read again when there is room
+ - at most `REQUESTS_IN_FLIGHT_MAX` tasks and `BYTES_IN_FLIGHT_MAX` of copied payload; then the rest of the batch waits
+   in `backlog` and the connection is not read from (`stalled`)
+ - while the client does not take its replies (`blocked`) no task of the session holds a read buffer: what was read for
+   it is dropped and read again when there is room
 
 A WRITE is answered after `Log.publish`, FLUSH and FUA after the flusher's word. Nothing here waits for another session.
 """
@@ -81,7 +81,8 @@ class _PiecedWrite:
 
 
 class Session:
-    """Fields: L loop thread (all). `out` is shared by all sessions and in use only within `submit` and the send after it."""
+    """Fields: L loop thread (all). `out` is shared by all sessions and in use only within `submit` and the send after
+    it."""
 
     def __init__(
         self,
@@ -123,7 +124,8 @@ class Session:
         return bool(self.backlog) or self.exclusive
 
     def close(self) -> None:
-        """The connection is gone: what it began and did not finish is cancelled; nothing of it touches the volume again."""
+        """The connection is gone: what it began and did not finish is cancelled; nothing of it touches the volume
+        again."""
         if self.closed:
             return
         self.closed = True
@@ -208,8 +210,8 @@ class Session:
     # ---- what takes longer
 
     def _begin(self, request: Request) -> Request | None:
-        """Begin a request that the hot path does not take. If the session must wait, the request, or what is left of it,
-        comes back, to be begun again."""
+        """Begin a request that the hot path does not take. If the session must wait, the request, or what is left of
+        it, comes back, to be begun again."""
         command, flags, cookie, offset, length, payload = request
         if self.exclusive:
             return request
@@ -386,15 +388,15 @@ class Session:
         return 0
 
     def _read_piece(self, offset: int, count: int) -> Work:
-        """Read `count` bytes once the client takes replies; returns (buffer, errno, first bad offset). The caller gives the
-        `count` bytes of budget back with `_release`, unless there was an error."""
+        """Read `count` bytes once the client takes replies; returns (buffer, errno, first bad offset). The caller gives
+        the `count` bytes of budget back with `_release`, unless there was an error."""
         engine = self.engine
         while True:
-            while self.blocked:
-                yield self.output_room
-            while engine.read_buffer_bytes_left < count:
-                yield engine.buffer_room
             if self.blocked:
+                yield self.output_room
+                continue
+            if engine.read_buffer_bytes_left < count:
+                yield engine.buffer_room
                 continue
             engine.read_buffer_bytes_left -= count
             kept = False
@@ -466,7 +468,7 @@ class Session:
 
     # ---- replies outside of the hot path
 
-    def _append_later(self, reply: memoryview | bytes) -> None:
+    def _append_later(self, reply: memoryview | bytearray) -> None:
         if self.exclusive:
             self.held += reply
             return

@@ -235,10 +235,10 @@ def model_requests(stream: bytes, terms: Negotiated) -> list[list[object]]:
         if command == DISC:
             return [*found, [DISC, flags, cookie, offset, length]]
         payload_bytes = length if command == WRITE else 0
+        if at + payload_bytes > len(stream):
+            return found  # a refusal, too, comes after the payload
         if refusal:
             found.append([REJECT, flags, cookie, command, refusal])
-        elif at + payload_bytes > len(stream):
-            return found
         else:
             found.append([command, flags, cookie, offset, stream[at : at + length] if command == WRITE else length])
         at += payload_bytes

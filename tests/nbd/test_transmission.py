@@ -237,6 +237,18 @@ def test_the_payload_of_a_refused_write_is_drained_to_the_byte() -> None:
     assert [(command, cookie) for command, _, cookie, _, _, _ in found] == [(REJECT, 1), (FLUSH, 2)]
 
 
+def test_a_write_is_refused_when_its_payload_has_come_not_before() -> None:
+    """A client may not expect an answer to what it is still sending: libnbd takes that for a bug of the server."""
+    machine = reader(size_bytes=1 << 40)
+    length = 32 * MIB + 1
+    found, used = parse(machine, request(WRITE, 0, length) + bytes(1000))
+    assert (found, used) == ([], 28 + 1000)
+    found, used = parse(machine, bytes(length - 1001))
+    assert (found, used) == ([], length - 1001)
+    found, used = parse(machine, b"\0" + request(FLUSH))
+    assert ([fields[0] for fields in found], used) == ([REJECT, FLUSH], 29)
+
+
 def test_a_refused_write_of_length_zero_has_nothing_to_drain() -> None:
     machine = reader(read_only=True)
     found, _ = parse(machine, request(WRITE, 0, 0) + request(FLUSH))

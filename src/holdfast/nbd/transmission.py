@@ -113,6 +113,7 @@ class RequestReader:
         "_rest_flags",
         "_rest_offset",
         "_skip_bytes",
+        "_skipped",
         "size_bytes",
     )
 
@@ -137,8 +138,10 @@ class RequestReader:
         self._rest_offset = 0
         self._rest_cookie = 0
         self._rest_flags = 0
-        # The payload of a refused WRITE: what of it is still to come.
+        # The payload of a refused WRITE: what of it is still to come, and the refusal that follows it.  Not before: a
+        # client may look for its own request among those that it has sent, and this one is still being sent.
         self._skip_bytes = 0
+        self._skipped: Request | None = None
         self._disconnected = False
 
     def parse(
@@ -167,6 +170,12 @@ class RequestReader:
             return end
         if self._skip_bytes:
             at = self._skip(start, end)
+            if self._skip_bytes:
+                return at
+            assert self._skipped is not None
+            requests.append(self._skipped)
+            requests_left -= 1
+            reply_left -= ERROR_CHUNK_BYTES
         elif self._rest_bytes:
             at = self._hand_out(buffer, start, end, requests)
             if self._rest_bytes:
@@ -218,11 +227,15 @@ class RequestReader:
             if reply_left < 0 and requests_left != request_budget:
                 break
             if refusal:
-                append((REJECT, flags, cookie, command, refusal, _NO_PAYLOAD))
+                refused = (REJECT, flags, cookie, command, refusal, _NO_PAYLOAD)
                 at = body
                 if command == CMD_WRITE:
                     self._skip_bytes = length
                     at = self._skip(body, end)
+                if self._skip_bytes:
+                    self._skipped = refused
+                    return at
+                append(refused)
             elif command != CMD_WRITE:
                 append((command, flags, cookie, offset, length, _NO_PAYLOAD))
                 at = body

@@ -4,7 +4,8 @@ Every block that the log stores has an **owner word**, 64 bits that say what the
 
     bits 63..40  volume id (for KIND_META: the table, `TABLE_*`)
     bits 39..36  level of a map page (KIND_MAP; 0 is a leaf), else 0
-    bits 35..0   the lba (KIND_DATA), the index of the page on its level (KIND_MAP), of the block in its table (KIND_META)
+    bits 35..0   the lba (KIND_DATA), the index of the page on its level (KIND_MAP), of the block in its table
+                 (KIND_META)
 
 and a **check**, 32 bits of XXH3-64 over the 4096 bytes, seeded with the owner word and the kind.  So a check fails when
 the bytes changed, and as well when they are good bytes of another place: a misdirected write, or a flipped bit in the
@@ -112,7 +113,8 @@ def blocks_check(view: memoryview, owner: int, kind: int) -> list[int]:
 
 
 def first_mismatch(view: memoryview, owner: int, map_entries: list[int]) -> int:
-    """Index of the first data block in `view` that its map entry does not match, or -1. Hole entries are passed over."""
+    """Index of the first data block in `view` that its map entry does not match, or -1. Hole entries are passed
+    over."""
     digest = xxh3_64_intdigest
     size = BLOCK_SIZE_BYTES
     at = 0

@@ -9,8 +9,9 @@ Order, and why nothing is lost wherever it is cut off:
  4. the superblock goes into the slot of the older one: from here on recovery starts at the moment
  5. what only the older checkpoints needed becomes free (`SpaceTable.retire`)
 
-Before 4 recovery starts from the superblock before, for which nothing has changed. The `live` column that is stored leaves
-out the blocks of the tables themselves: a table cannot hold its own address. They are counted again when it is read.
+Before 4 recovery starts from the superblock before, for which nothing has changed. The `live` column that is stored
+leaves out the blocks of the tables themselves: a table cannot hold its own address. They are counted again when it is
+read.
 """
 
 from __future__ import annotations

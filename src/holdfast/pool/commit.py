@@ -16,8 +16,8 @@ Header, 4096 bytes, little endian:
     56      8     zero
     64      4032  252 entries of 16 bytes (`block.ENTRY_DTYPE`), the unused ones zero
 
-A header whose check fails because of a single changed byte is mended in memory (`mend_single_byte`): the check is strong
-enough that exactly one candidate fits, and a lost header would cost 252 blocks.
+A header whose check fails because of a single changed byte is mended in memory (`mend_single_byte`): the check is
+strong enough that exactly one candidate fits, and a lost header would cost 252 blocks.
 """
 
 from __future__ import annotations

@@ -25,14 +25,14 @@ def choose_segment_size(capacity_bytes: int, ring_bytes: int) -> int:
     return size
 
 
-def new_superblock(
-    *, uuid: bytes, segment_size_bytes: int, capacity_bytes: int, created_ns: int
-) -> Superblock:
+def new_superblock(*, uuid: bytes, segment_size_bytes: int, capacity_bytes: int, created_ns: int) -> Superblock:
     """The first superblock of a pool. Raises RequestError if sizes do not fit."""
     if segment_size_bytes & (segment_size_bytes - 1) or not (
         SEGMENT_SIZE_BYTES_MIN <= segment_size_bytes <= SEGMENT_SIZE_BYTES_MAX
     ):
-        raise RequestError(f"a segment's size is a power of two between 1M and 1G, not {format_size(segment_size_bytes)}")
+        raise RequestError(
+            f"a segment's size is a power of two between 1M and 1G, not {format_size(segment_size_bytes)}"
+        )
     capacity_segments = capacity_bytes // segment_size_bytes
     if capacity_segments < SEGMENTS_MIN:
         raise RequestError(

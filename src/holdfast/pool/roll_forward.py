@@ -1,14 +1,14 @@
 """Finding the end of the log: which commits stand behind the newest checkpoint, and where the log stops.
 
-The log goes on, segment by segment in the order of their ordinals, from the superblock's replay position. Only commits of
-the superblock's epoch count: anything else is left over from a timeline that was given up.
+The log goes on, segment by segment in the order of their ordinals, from the superblock's replay position. Only commits
+of the superblock's epoch count: anything else is left over from a timeline that was given up.
 
-An unusable commit is one of two things. Either the log ends there, because power failed while it was written: then all of
-it was unacknowledged or at least unflushed, and it is cut off, with everything behind it (promise 3: a prefix). Or it was
-whole once and is damaged: then cutting it off would silently lose flushed data. Every header carries the position below
-which all was durable when it was sealed, so a header further on, of the same epoch, that says so is the proof that it was
-whole. A damaged header is mended if one byte changed, else taken from the segment's summary; damaged data blocks stay where they
-are, and read as errors.
+An unusable commit is one of two things. Either the log ends there, because power failed while it was written: then all
+of it was unacknowledged or at least unflushed, and it is cut off, with everything behind it (promise 3: a prefix). Or
+it was whole once and is damaged: then cutting it off would silently lose flushed data. Every header carries the
+position below which all was durable when it was sealed, so a header further on, of the same epoch, that says so is the
+proof that it was whole. A damaged header is mended if one byte changed, else taken from the segment's summary; damaged
+data blocks stay where they are, and read as errors.
 """
 
 from __future__ import annotations
@@ -193,8 +193,15 @@ class LogScanner:
         while True:
             header = yield from self.commit_at(segment, ordinal, block)
             if header is None:
-                footer = decode_segment_footer((yield from self.read(segment, self.segment_blocks - 1, 1)), self.segment_blocks)
-                if footer is not None and footer.ordinal == ordinal and footer.commits_end == block and footer.tag == self.tag:
+                footer = decode_segment_footer(
+                    (yield from self.read(segment, self.segment_blocks - 1, 1)), self.segment_blocks
+                )
+                if (
+                    footer is not None
+                    and footer.ordinal == ordinal
+                    and footer.commits_end == block
+                    and footer.tag == self.tag
+                ):
                     return ordinal + 1 << self.shift  # sealed, without a summary
                 proof = yield from self._durable_behind(tail, segment, ordinal, block)
                 if proof <= (ordinal << self.shift | block):
@@ -212,7 +219,8 @@ class LogScanner:
             block += 1 + header.block_count
 
     def _durable_behind(self, tail: LogTail, segment: int, ordinal: int, block: int) -> Work:
-        """The highest durable position that any header of this epoch behind `block` tells of; `tail.durable` at least."""
+        """The highest durable position that any header of this epoch behind `block` tells of; `tail.durable` at
+        least."""
         best = tail.durable
         for later in sorted(tail.segments):
             if later > ordinal:
@@ -253,7 +261,8 @@ class LogScanner:
                 break
 
     def _cut_torn_commits(self, tail: LogTail) -> Work:
-        """Verify the data of commits that are not known to have been durable; cut the log at the first that is not whole."""
+        """Verify the data of commits that are not known to have been durable; cut the log at the first that is not
+        whole."""
         for number, commit in enumerate(tail.commits):
             if commit.end <= tail.durable:
                 continue
@@ -285,7 +294,8 @@ class LogScanner:
         return True
 
     def _rebuild_summary(self, tail: LogTail) -> Work:
-        """Collect the entries that the open segment holds already, for the summary that it will get when it is sealed."""
+        """Collect the entries that the open segment holds already, for the summary that it will get when it is
+        sealed."""
         if tail.segment < 0:
             return
         ordinal = tail.end >> self.shift

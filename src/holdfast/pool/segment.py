@@ -30,8 +30,8 @@ Footer, 4096 bytes:
     52      4     block offset behind the last commit
     56      8     XXH3-64 of the summary's entries, seed FOOTER_SEED
 
-In the summary each commit is a KIND_COMMIT entry followed by the commit's own entries; each KIND_COMMIT, KIND_DATA, KIND_MAP
-and KIND_META entry stands for the next block of the segment, from block 1 on. A segment with more entries than
+In the summary each commit is a KIND_COMMIT entry followed by the commit's own entries; each KIND_COMMIT, KIND_DATA,
+KIND_MAP and KIND_META entry stands for the next block of the segment, from block 1 on. A segment with more entries than
 `summary_entries_max` (a flood of tiny trims) is sealed without a summary; then its commit headers are read one by one.
 """
 

@@ -1,7 +1,7 @@
 """One segment, verified from its header to its footer: every structure, every stored block against its entry.
 
-What it finds on the way is the segment's part of the reverse map: for each stored block who owns it and what its check is.
-The map of the volumes is held against that (`checking.py`).
+What it finds on the way is the segment's part of the reverse map: for each stored block who owns it and what its check
+is. The map of the volumes is held against that (`checking.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from holdfast.work.task import Work
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it should be. `kind`: the structure; `where`: its place; `what`: what is wrong with it."""
+    """Something that is not as it should be. `kind`: the structure; `where`: its place; `what`: what is wrong with
+    it."""
 
     kind: str
     where: str
@@ -38,7 +39,8 @@ class Finding:
 
 @dataclass(slots=True)
 class SegmentReport:
-    """Arrays by block offset within the segment: `owner` and `check` are of stored blocks, `kind` is 0 for all others."""
+    """Arrays by block offset within the segment: `owner` and `check` are of stored blocks, `kind` is 0 for all
+    others."""
 
     owner: npt.NDArray[np.uint64]
     check: npt.NDArray[np.uint32]
@@ -60,7 +62,10 @@ class SegmentChecker:
         """Verify a segment (work that yields I/O); returns a `SegmentReport`. `stop`: None if the segment is sealed."""
         blocks = self.segment_blocks
         report = SegmentReport(
-            np.zeros(blocks, np.uint64), np.zeros(blocks, np.uint32), np.zeros(blocks, np.uint8), np.zeros(blocks, np.bool_)
+            np.zeros(blocks, np.uint64),
+            np.zeros(blocks, np.uint32),
+            np.zeros(blocks, np.uint8),
+            np.zeros(blocks, np.bool_),
         )
         try:
             raw = yield from self._read_all(segment)

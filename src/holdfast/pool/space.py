@@ -11,9 +11,9 @@ States of a segment:
 Why DYING: both superblock slots must stay usable. The older slot's map may still refer to the segment, and roll-forward
 from it may still need its commits, until a second checkpoint has replaced that slot.
 
-`live` counts, for each segment, the stored blocks that something refers to: data by a map, pages by a map, table blocks by
-the index. While a commit is open its blocks are not counted yet, so `live` of the open segment can be below zero for a
-moment; `Log` adds them when it seals.
+`live` counts, for each segment, the stored blocks that something refers to: data by a map, pages by a map, table blocks
+by the index. While a commit is open its blocks are not counted yet, so `live` of the open segment can be below zero for
+a moment; `Log` adds them when it seals.
 
 On disk a row is 16 bytes: live u32, state u8, three zero bytes, ordinal u64. ABSENT and FREE are told apart by the
 files that exist when the pool is opened.
@@ -43,10 +43,11 @@ class SpaceTable:
     def __init__(self, capacity_segments: int, segment_shift: int, *, reserve_segments: int) -> None:
         self.capacity_segments = capacity_segments
         self.segment_shift = segment_shift
-        # Client data may not take the last `reserve_segments` free segments: a checkpoint must find room in a full pool.
+        # Client data may not take the last `reserve_segments` free segments: a checkpoint must find room in a full
+        # pool.
         self.reserve_segments = reserve_segments
         self.live: npt.NDArray[np.int64] = np.zeros(capacity_segments, np.int64)
-        self.live_words = memoryview(self.live)  # the hot path's view: single updates cost less than through numpy
+        self.live_words = self.live.data  # the hot path's view: single updates cost less than through numpy
         self.state = np.full(capacity_segments, ABSENT, np.uint8)
         self.ordinal = np.zeros(capacity_segments, np.uint64)
         self.free: deque[int] = deque()
@@ -130,7 +131,9 @@ class SpaceTable:
         rows = np.zeros(self.capacity_segments, ROW_DTYPE)
         assert int(live.min(initial=0)) >= 0, "a segment cannot have fewer than no live blocks at a checkpoint"
         rows["live"] = live
-        rows["state"] = np.where((self.state == OPEN) | (self.state == SEALED) | (self.state == DYING), self.state, ABSENT)
+        rows["state"] = np.where(
+            (self.state == OPEN) | (self.state == SEALED) | (self.state == DYING), self.state, ABSENT
+        )
         rows["ordinal"] = self.ordinal
         return rows.tobytes()
 
@@ -160,7 +163,8 @@ class SpaceTable:
         self.ordinal[segment] = ordinal
 
     def retire(self, dead_at_checkpoint: npt.NDArray[np.bool_]) -> int:
-        """A checkpoint is durable: free what was dying before it, and mark what was dead at it. Returns how many came free.
+        """A checkpoint is durable: free what was dying before it, and mark what was dead at it. Returns how many came
+        free.
 
         `dead_at_checkpoint` is a column: sealed before the checkpoint's position, without a live block at it.
         """

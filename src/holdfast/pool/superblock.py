@@ -1,8 +1,9 @@
 """The superblock: where recovery starts. Two slots in one file, written in turn, each whole in itself.
 
-Slot `sequence % 2` holds the superblock of that sequence number; slots lie 64 KiB apart, so that no sector, page or stripe
-of the disk below holds both. The valid slot with the higher sequence number counts. When a pool is opened both slots are
-written with the new epoch, so either slot leads to the present: a segment is reused only once *both* no longer need it.
+Slot `sequence % 2` holds the superblock of that sequence number; slots lie 64 KiB apart, so that no sector, page or
+stripe of the disk below holds both. The valid slot with the higher sequence number counts. When a pool is opened both
+slots are written with the new epoch, so either slot leads to the present: a segment is reused only once *both* no
+longer need it.
 
 Slot, 4096 bytes, little endian:
 
@@ -24,8 +25,9 @@ Slot, 4096 bytes, little endian:
     92      4     length of the space table, bytes
     96      4     number of index words
     100     4     zero
-    104     3992  index words: map entries (KIND_META, TABLE_INDEX) of the index blocks. The index blocks, taken together,
-                  are an array of map entries: of the blocks of the volume table, then of those of the space table.
+    104     3992  index words: map entries (KIND_META, TABLE_INDEX) of the index blocks. The index blocks, taken
+                  together, are an array of map entries: of the blocks of the volume table, then of those of the space
+                  table.
 """
 
 from __future__ import annotations
@@ -105,8 +107,8 @@ def encode_superblock(block: memoryview, superblock: Superblock) -> None:
 
 
 def decode_superblock(block: memoryview | bytes) -> Superblock | None:
-    """The superblock in a slot; None if the slot is damaged or was never written. CorruptionError: a valid one that this
-    version cannot read."""
+    """The superblock in a slot; None if the slot is damaged or was never written. CorruptionError: a valid one that
+    this version cannot read."""
     if check_sealed_block(block, SUPERBLOCK_MAGIC, SUPERBLOCK_SEED) is None:
         return None
     (
@@ -153,8 +155,8 @@ def decode_superblock(block: memoryview | bytes) -> Superblock | None:
 def newest_superblock(slots: list[bytes]) -> tuple[Superblock, list[str]]:
     """The superblock that counts, out of the raw contents of both slots, and a finding for each damaged slot.
 
-    A slot with one changed byte is mended, so that the newest state is not lost to it. Raises CorruptionError if neither
-    slot can be used.
+    A slot with one changed byte is mended, so that the newest state is not lost to it. Raises CorruptionError if
+    neither slot can be used.
     """
     findings: list[str] = []
     candidates: list[Superblock] = []
@@ -169,5 +171,7 @@ def newest_superblock(slots: list[bytes]) -> tuple[Superblock, list[str]]:
         if superblock is not None:
             candidates.append(superblock)
     if not candidates:
-        raise CorruptionError("no valid superblock: both slots are damaged; restore the file `superblock` from a backup")
+        raise CorruptionError(
+            "no valid superblock: both slots are damaged; restore the file `superblock` from a backup"
+        )
     return max(candidates, key=lambda candidate: candidate.sequence), findings

@@ -1,7 +1,7 @@
 """The pool's own tables as blocks of the log: the volume table, the space table and the index that finds them.
 
-A table is a byte string cut into 4096-byte blocks (KIND_META; the last one filled with zeroes). The owner word of a table
-block carries the table's number in place of a volume id and the block's index in place of an lba.
+A table is a byte string cut into 4096-byte blocks (KIND_META; the last one filled with zeroes). The owner word of a
+table block carries the table's number in place of a volume id and the block's index in place of an lba.
 
 A row of the volume table is 320 bytes, little endian:
 

@@ -34,7 +34,8 @@ class BlockReader:
         return block_matches(into, owner, kind, entry)
 
     def read(self, entry: int, owner: int, kind: int, into: memoryview) -> Work:
-        """Read one block into `into` (a task's work); returns 0, or the errno: of the disk, or EIO for a wrong check."""
+        """Read one block into `into` (a task's work); returns 0, or the errno: of the disk, or EIO for a wrong
+        check."""
         if self.read_now(entry, owner, kind, into):
             return 0
         address = entry & ADDRESS_MASK

@@ -1,12 +1,14 @@
 """The pages of all maps that are in memory: a fixed arena, touched when it is made, never grown.
 
-A page is 512 map entries. It is named by its owner word (`block.page_owner`), and its slot in the arena is found through a
-dictionary. A slot is in one of these conditions:
+A page is 512 map entries. It is named by its owner word (`block.page_owner`), and its slot in the arena is found
+through a dictionary. A slot is in one of these conditions:
 
     clean                 `stamp` 0: the log has the same bytes
-    dirty                 `stamp` is the current generation: changed since the last checkpoint began; may be changed freely
-    frozen                `stamp` is the generation before: dirty when the running checkpoint began, and not yet written by
-                          it. Before it is changed it must be written (`PageWriter`), so that the checkpoint shows one moment
+    dirty                 `stamp` is the current generation: changed since the last checkpoint began; may be changed
+                          freely
+    frozen                `stamp` is the generation before: dirty when the running checkpoint began, and not yet written
+                          by it. Before it is changed it must be written (`PageWriter`), so that the checkpoint shows
+                          one moment
 
 Invariants
  1. The parent of a resident page is resident: so a checkpoint never waits for a page to be read.
@@ -42,9 +44,9 @@ class PageCache:
         self.slot_of: dict[int, int] = {}
         self.key_of: list[int] = [0] * pages
         self._stamp_column = np.zeros(pages, np.int64)
-        self.stamp = memoryview(self._stamp_column)
+        self.stamp = self._stamp_column.data
         self._children_column = np.zeros(pages, np.int32)
-        self.children = memoryview(self._children_column)
+        self.children = self._children_column.data
         self._parents = [-1] * pages
         self._used = np.zeros(pages, np.bool_)
         self.free: list[int] = list(range(pages - 1, -1, -1))

@@ -1,10 +1,10 @@
 """The map of a volume: a page table in the log, brought into memory page by page when it is needed.
 
-Level 0 are the leaves: entry `lba & 511` of leaf `lba >> 9` is the block's map entry. A page on level n + 1 holds the map
-entries of 512 pages of level n. A page that holds only holes is not stored; its entry above is 0.
+Level 0 are the leaves: entry `lba & 511` of leaf `lba >> 9` is the block's map entry. A page on level n + 1 holds the
+map entries of 512 pages of level n. A page that holds only holes is not stored; its entry above is 0.
 
-An entry of 0 above a page that is resident means that the page is new: it was never written, or was all holes. So a page
-exists if its entry is not 0, or if it is resident.
+An entry of 0 above a page that is resident means that the page is new: it was never written, or was all holes. So a
+page exists if its entry is not 0, or if it is resident.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The page stage of a checkpoint: every page that was dirty at one moment is appended to the log, children first.
 
-Between the moment and the writing clients go on. A frozen page that is about to change is appended first (`thaw`), so what
-the checkpoint stores is the map of its moment, without a copy of it.
+Between the moment and the writing clients go on. A frozen page that is about to change is appended first (`thaw`), so
+what the checkpoint stores is the map of its moment, without a copy of it.
 
 The persistent counts of live blocks, too, are those of the moment, corrected for the pages that the checkpoint itself
 moves: that is the `live` column handed in with `begin`.

@@ -91,8 +91,8 @@ class Reader:
         return True
 
     def _fill(self, entries: list[int], into: memoryview, missing: list[Io] | None = None) -> bool:
-        """Fill `into` with the blocks of `entries`. What needs waiting is added to `missing` as READs; without that list,
-        True is returned at the first such block."""
+        """Fill `into` with the blocks of `entries`. What needs waiting is added to `missing` as READs; without that
+        list, True is returned at the first such block."""
         index = 0
         count = len(entries)
         mask = ADDRESS_MASK
@@ -112,7 +112,9 @@ class Reader:
             at = self.log.slot_of(address)
             if at >= 0:
                 stop = index + self.log.run_in_ring(address, stop - index)
-                into[index << BLOCK_SHIFT : stop << BLOCK_SHIFT] = self._slots[at : at + ((stop - index) << BLOCK_SHIFT)]
+                into[index << BLOCK_SHIFT : stop << BLOCK_SHIFT] = self._slots[
+                    at : at + ((stop - index) << BLOCK_SHIFT)
+                ]
             else:
                 stop = index + self._run_on_disk(address, stop - index)
                 part = into[index << BLOCK_SHIFT : stop << BLOCK_SHIFT]
@@ -134,7 +136,8 @@ class Reader:
         return left
 
     def is_hole(self, volume: Volume, offset: int, length: int) -> bool:
-        """True if the range, within one leaf that is resident, is a hole. False: it is not, or that is not known now."""
+        """True if the range, within one leaf that is resident, is a hole. False: it is not, or that is not known
+        now."""
         first, last = offset >> BLOCK_SHIFT, (offset + length - 1) >> BLOCK_SHIFT
         slot = self._slot_of.get(volume.key_base | first >> PAGE_SHIFT)
         if slot is None or first >> PAGE_SHIFT != last >> PAGE_SHIFT:
@@ -144,7 +147,8 @@ class Reader:
     # ---- with waiting
 
     def read(self, volume: Volume, offset: int, into: memoryview) -> Work:
-        """Read any byte range (a task's work) into `into`. Raises ReadError, naming the first byte that cannot be read."""
+        """Read any byte range (a task's work) into `into`. Raises ReadError, naming the first byte that cannot be
+        read."""
         first, start = divmod(offset, BLOCK_SIZE_BYTES)
         stop = -(-(offset + len(into)) // BLOCK_SIZE_BYTES)
         whole = start == 0 and len(into) == (stop - first) << BLOCK_SHIFT
@@ -159,7 +163,8 @@ class Reader:
             into[:] = blocks[start : start + len(into)]
 
     def _read_in_leaf(self, volume: Volume, lba: int, into: memoryview) -> Work:
-        """Read blocks of one leaf. If an entry changed while its block was read and the block does not check out, again."""
+        """Read blocks of one leaf. If an entry changed while its block was read and the block does not check out,
+        again."""
         count = len(into) >> BLOCK_SHIFT
         while True:
             try:
@@ -187,9 +192,7 @@ class Reader:
                     f"segment {failed.file} cannot be read: errno {-failed.result}", -failed.result, lba << BLOCK_SHIFT
                 )
             volume.note_damage(lba + bad, "its check does not match")
-            raise ReadError(
-                f"block {lba + bad} of volume {volume.name} is damaged", EIO, (lba + bad) << BLOCK_SHIFT
-            )
+            raise ReadError(f"block {lba + bad} of volume {volume.name} is damaged", EIO, (lba + bad) << BLOCK_SHIFT)
 
     def _entries(self, slot: int, lba: int, count: int) -> list[int]:
         base = slot << PAGE_SHIFT | lba & PAGE_MASK
@@ -207,8 +210,8 @@ class Reader:
     # ---- block status
 
     def extents(self, volume: Volume, offset: int, length: int) -> Work:
-        """The extents from `offset` on (a task's work): a list of (length, hole), at least one, covering at most `length`
-        bytes and possibly fewer. Raises CorruptionError or DiskError if the map cannot be read."""
+        """The extents from `offset` on (a task's work): a list of (length, hole), at least one, covering at most
+        `length` bytes and possibly fewer. Raises CorruptionError or DiskError if the map cannot be read."""
         end = offset + length
         lba, stop = offset >> BLOCK_SHIFT, -(-end // BLOCK_SIZE_BYTES)
         runs: list[tuple[int, bool]] = []  # in blocks

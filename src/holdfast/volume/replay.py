@@ -1,7 +1,8 @@
 """Replay: the entries of commits behind the checkpoint are put into the maps, in the order of the log.
 
-Runs once, when a pool is opened, before anybody is served. The maps come out as they were when the last of the commits was
-appended, and the counts of live blocks with them: an entry that a later one of the same batch replaces is never counted.
+Runs once, when a pool is opened, before anybody is served. The maps come out as they were when the last of the commits
+was appended, and the counts of live blocks with them: an entry that a later one of the same batch replaces is never
+counted.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ DAMAGED_BLOCKS_LISTED_MAX = 1000
 
 
 def root_level_for(size_bytes: int) -> int:
-    """The level of the root page of a map that covers `size_bytes`: 0 to 2 MiB, 1 to 1 GiB, 2 to 512 GiB, 3 to 64 TiB."""
+    """The level of the root page of a map that covers `size_bytes`: 0 to 2 MiB, 1 to 1 GiB, 2 to 512 GiB, 3 to 64
+    TiB."""
     leaves = max(1, -(-size_bytes >> (BLOCK_SHIFT + PAGE_SHIFT)))
     level = 0
     while leaves > 1:

@@ -1,8 +1,8 @@
 """Writes, zeroes and trims: blocks into the log, then the map pointed at them, in one step.
 
 In the write path this comes after the engine has taken a request, before `Log`. Every step here that changes a map does
-three things with nothing in between: append to the log, change the page, adjust the counts of live blocks. So replaying the
-log in order gives the same map.
+three things with nothing in between: append to the log, change the page, adjust the counts of live blocks. So replaying
+the log in order gives the same map.
 
 `write_block` and `write_run` never wait: they say how far they came and what stands in the way. The generators around
 them wait and try again.
@@ -122,7 +122,9 @@ class Writer:
             done += count
         return done, Obstacle.NONE
 
-    def _replace(self, volume: Volume, slot: int, first: int, entries: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> None:
+    def _replace(
+        self, volume: Volume, slot: int, first: int, entries: np.ndarray[tuple[int], np.dtype[np.uint64]]
+    ) -> None:
         """Put entries into a writable leaf and count what they replace as dead."""
         row = self.cache.arena[slot, first : first + len(entries)]
         replaced = int(np.count_nonzero(row))
@@ -156,7 +158,9 @@ class Writer:
         elif obstacle == Obstacle.TOO_DIRTY:
             yield self.table.page_room
         else:
-            raise NoSpaceError("the pool has no free segment left for client data; trim or remove volumes, or add capacity")
+            raise NoSpaceError(
+                "the pool has no free segment left for client data; trim or remove volumes, or add capacity"
+            )
 
     def write(self, volume: Volume, offset: int, payload: memoryview) -> Work:
         """Write any byte range (a task's work); `payload` must stay as it is until the end."""

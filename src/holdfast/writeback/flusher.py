@@ -2,12 +2,12 @@
 
 Comes after `Log` in the write path; below it there is only the disk.
 
-How it always advances: writing needs neither memory, nor room in the ring, nor a segment; the blocks are in the ring and
-their place in a file that was written through beforehand. It never waits for anybody who waits for it.
+How it always advances: writing needs neither memory, nor room in the ring, nor a segment; the blocks are in the ring
+and their place in a file that was written through beforehand. It never waits for anybody who waits for it.
 
-Group commit: a **round** makes durable everything that waits at its start. Flushes that arrive meanwhile wait for the next
-round, which takes all of them at once. A round whose data fit one write, with nothing else unsynced before it, is a single
-synchronous write; any other round is writes, then one sync of each file that they touched.
+Group commit: a **round** makes durable everything that waits at its start. Flushes that arrive meanwhile wait for the
+next round, which takes all of them at once. A round whose data fit one write, with nothing else unsynced before it, is
+a single synchronous write; any other round is writes, then one sync of each file that they touched.
 
 When the disk fails, whatever is not known to be durable counts as not written: it stays in the ring, dirty, the waiting
 flushes get the error, and after a pause, doubled each time, all of it is written again.
@@ -133,9 +133,7 @@ class Flusher:
             ordinal = start >> log.shift
             offset = start & (log.segment_blocks - 1)
             slot = start % ring.blocks
-            count = min(
-                log.sealed - start, log.segment_blocks - offset, ring.blocks - slot, WRITE_BLOCKS_MAX
-            )
+            count = min(log.sealed - start, log.segment_blocks - offset, ring.blocks - slot, WRITE_BLOCKS_MAX)
             if start >= self._round_end and count < EAGER_BLOCKS_MIN:
                 return
             segment = self._segment(ordinal)
@@ -227,7 +225,8 @@ class Flusher:
             self._errno = errno
 
     def _settle_failure(self) -> None:
-        """Once nothing is in flight after a failure: all that is not durable is dirty again, and whoever waits is told."""
+        """Once nothing is in flight after a failure: all that is not durable is dirty again, and whoever waits is
+        told."""
         if not self._errno or self._in_flight or self._syncs_in_flight:
             return
         self.last_errno, self._errno = self._errno, 0

@@ -4,14 +4,16 @@ In the write path this comes after the map has said that it can take the blocks,
 `Flusher` takes what is sealed from here to the segment files.
 
 Invariants
- 1. `durable <= sealed <= position`, and `position - durable <= ring.blocks`: no slot is used again before what it holds is
-    durable.
+ 1. `durable <= sealed <= position`, and `position - durable <= ring.blocks`: no slot is used again before what it holds
+    is durable.
  2. A commit is sealed once and never changes after that.
- 3. Clients leave `RING_RESERVE_BLOCKS` slots alone, so that sealing a segment, metadata and a checkpoint always find room
-    once the flusher has written what is sealed; and the flusher needs no room at all. That is why a full ring drains.
+ 3. Clients leave `RING_RESERVE_BLOCKS` slots alone, so that sealing a segment, metadata and a checkpoint always find
+    room once the flusher has written what is sealed; and the flusher needs no room at all. That is why a full ring
+    drains.
  4. What was appended since the last `publish` is acknowledged to nobody.
 
-After a crash of the process the ring is written out and recovery goes on as after a power failure, from the segment files.
+After a crash of the process the ring is written out and recovery goes on as after a power failure, from the segment
+files.
 """
 
 from __future__ import annotations
@@ -323,7 +325,8 @@ class Log:
     # ---- publishing and reading
 
     def publish(self) -> None:
-        """Let everything appended so far be found by a recovery. Call before acknowledging it, and after `durable` moved."""
+        """Let everything appended so far be found by a recovery. Call before acknowledging it, and after `durable`
+        moved."""
         state = (self.position, self._entry_at if self._commit_position else 0, self.durable)
         if state == self._published:
             return
@@ -346,7 +349,8 @@ class Log:
         return position % self.ring.blocks * BLOCK_SIZE_BYTES
 
     def run_in_ring(self, address: int, count: int) -> int:
-        """How many of `count` consecutive addresses from `address` on lie in contiguous slots from `slot_of(address)` on."""
+        """How many of `count` consecutive addresses from `address` on lie in contiguous slots from `slot_of(address)`
+        on."""
         at = self.slot_of(address)
         if at < 0:
             return 0

@@ -4,22 +4,22 @@ Everything that was acknowledged and is not yet durable in a segment file is her
 death of the server (promise 2). The slot of a log position is `position % ring_blocks`.
 
 What the death of the process can cut short is a store, at any instruction; stores become visible in program order. So a
-batch of writes is first put into its slots, then **published**: a record of how far the log reaches goes into one of two
-places in turn, and acknowledgements are sent after that. A record that was cut short fails its check and the other place
-still tells of everything that was acknowledged. Each record stands twice, so that a flipped byte costs nothing.
+batch of writes is first put into its slots, then **published**: a record of how far the log reaches goes into one of
+two places in turn, and acknowledgements are sent after that. A record that was cut short fails its check and the other
+place still tells of everything that was acknowledged. Each record stands twice, so that a flipped byte costs nothing.
 
 Layout, little endian; the first 8192 bytes are the ring's header:
 
     offset  size  field
-    0       64    identity (again at 512): magic "HFRINGID", check, pool tag, epoch, ring blocks u32, blocks of a segment u32,
-                  boot tag (which run of the kernel the memory belongs to), 16 zero bytes
+    0       64    identity (again at 512): magic "HFRINGID", check, pool tag, epoch, ring blocks u32, blocks of a
+                  segment u32, boot tag (which run of the kernel the memory belongs to), 16 zero bytes
     1024    96    publication with an even sequence (again at 1280)
     2048    96    publication with an odd sequence (again at 2304)
     4096    2048  window (again at 6144): row `ordinal % 128` is ordinal u64, segment id u32, check u32
     8192    ...   the slots
 
-A publication: check u64 (XXH3-64 of the rest, seeded with the epoch), sequence, head position, durable position, position
-of the open commit (0: none), its entry count u32, zero u32, XXH3-64 of its entries.
+A publication: check u64 (XXH3-64 of the rest, seeded with the epoch), sequence, head position, durable position,
+position of the open commit (0: none), its entry count u32, zero u32, XXH3-64 of its entries.
 
 The durable position is published before any slot that it releases is used again, so the slots of
 [durable position, head position) always hold what they should.
@@ -124,9 +124,7 @@ class Ring:
                 return int(segment_id)
         return None
 
-    def publish(
-        self, *, head_position: int, durable_position: int, commit_position: int, entry_count: int
-    ) -> None:
+    def publish(self, *, head_position: int, durable_position: int, commit_position: int, entry_count: int) -> None:
         """Record that the log reaches to `head_position`. Everything below it is in its slots already."""
         digest = 0
         if commit_position:

@@ -1,7 +1,7 @@
 """What a ring that survived the death of its server still owes to the segment files is written there.
 
-After this the segment files hold everything that was acknowledged, and recovery goes on as after a power failure, knowing
-besides that everything up to the ring's head is whole.
+After this the segment files hold everything that was acknowledged, and recovery goes on as after a power failure,
+knowing besides that everything up to the ring's head is whole.
 
 Doing it twice does no harm: the blocks go to the same places with the same bytes.
 """

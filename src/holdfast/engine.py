@@ -122,6 +122,8 @@ class Engine:
         )
         self._checkpoint_running = False
         self._checkpoint_position = 0
+        self._maintained_ordinal = -1
+        self._maintenance_wanted = True
         self._host_full_until_ns = 0
         self._checkpoint_log_blocks = (
             min(CHECKPOINT_LOG_BYTES, superblock.capacity_segments * superblock.segment_blocks * BLOCK_SIZE_BYTES // 4)
@@ -178,19 +180,31 @@ class Engine:
     def turn(self) -> bool:
         """End a batch of events. True: call again soon, even if nothing happens."""
         scheduler = self.scheduler
+        ready = scheduler.ready
         if self.next_turn.tasks:
             self.next_turn.wake()
-        scheduler.run_ready()
-        if self.opened:
+        if ready:
+            scheduler.run_ready()
+        # Looked at once a segment, and whenever something happened that may have changed the answer: not in every turn.
+        if (
+            self.log.ordinal != self._maintained_ordinal
+            or len(self.cache.dirty) >= self.cache.dirty_soft_limit
+            or self.page_room.tasks
+            or self._maintenance_wanted
+        ) and self.opened:
+            self._maintained_ordinal = self.log.ordinal
+            self._maintenance_wanted = False
             self._maintain()
         self.flusher.pump()
-        scheduler.run_ready()
+        if ready:
+            scheduler.run_ready()
         self.log.publish()
-        return bool(self.next_turn.tasks) or scheduler.has_ready
+        return bool(self.next_turn.tasks or ready)
 
     def tick(self) -> None:
         """Some times a second."""
         now_ns = self.clock.now_ns()
+        self._maintenance_wanted = True
         self.flusher.tick(now_ns)
         self.next_tick.wake()
         if self.space.host_full and now_ns >= self._host_full_until_ns:
@@ -240,6 +254,7 @@ class Engine:
             yield from self.checkpointer.write(clean=clean, next_volume_id=self.next_volume_id, epoch=epoch)
         finally:
             self._checkpoint_running = False
+            self._maintenance_wanted = True
             self.checkpoint_end.wake()
         self.page_room.wake()
         self.segment_room.wake()
@@ -271,6 +286,7 @@ class Engine:
             self.space.preparation_failed(io.file)
         else:
             self.space.prepared(io.file)
+        self._maintenance_wanted = True
         self.segment_room.wake()
         self.on_released()
 

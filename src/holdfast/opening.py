@@ -14,7 +14,7 @@ import numpy as np
 from holdfast.errors import CorruptionError, DiskError
 from holdfast.pool.block import ADDRESS_MASK, KIND_META, VOLUME_SHIFT, block_matches
 from holdfast.pool.roll_forward import FoundCommit, LogScanner
-from holdfast.pool.space import ABSENT, FREE, OPEN, SEALED, SpaceTable
+from holdfast.pool.space import ABSENT, DYING, FREE, OPEN, SEALED, SpaceTable
 from holdfast.pool.superblock import SLOT_OFFSETS, Superblock
 from holdfast.pool.tables import (
     TABLE_INDEX,
@@ -127,7 +127,9 @@ class Opener:
     def _candidates(self, scanner: LogScanner) -> Work:
         """Ordinal -> id of the segments that may belong to the log from the replay position on.
 
-        Either the checkpoint knew them, or they were free at it and have been opened since.
+        Either the checkpoint knew them, or they were opened since: then they were free at it, or came free when it was
+        durable, and its table still calls them dying. A header that does not check out is mended, for the log would end
+        there: the segment may be the newest, with nothing behind it that tells of it.
         """
         first = self.superblock.replay_position >> self.shift
         state = self.space.state
@@ -135,19 +137,10 @@ class Opener:
         for segment in np.flatnonzero((state != ABSENT) & (state != FREE)).tolist():
             if int(self.space.ordinal[segment]) >= first:
                 candidates[int(self.space.ordinal[segment])] = segment
-        unreadable: list[int] = []
-        for segment in list(self.space.free):
-            header = yield from scanner.segment_header(segment)
-            if header is None:
-                unreadable.append(segment)
-            elif header.epoch == self.superblock.epoch and header.ordinal >= first:
+        for segment in [*self.space.free, *np.flatnonzero(state == DYING).tolist()]:
+            header = yield from scanner.segment_header(segment, mend=True)
+            if header is not None and header.epoch == self.superblock.epoch and header.ordinal >= first:
                 candidates[header.ordinal] = segment
-        last = max(candidates, default=-1)
-        if any(ordinal not in candidates for ordinal in range(first, last)):
-            for segment in unreadable:  # one of them is missing in the middle: its header must be damaged
-                header = yield from scanner.segment_header(segment, mend=True)
-                if header is not None and header.epoch == self.superblock.epoch and header.ordinal >= first:
-                    candidates[header.ordinal] = segment
         return candidates
 
     def _claim(self, candidates: dict[int, int], end: int, open_segment: int, opened: OpenedPool) -> None:
@@ -157,7 +150,7 @@ class Opener:
             space.state[segment] = SEALED
         last = end >> self.shift if open_segment >= 0 else (end >> self.shift) - 1
         for ordinal, segment in candidates.items():
-            if ordinal <= last and space.state[segment] in (ABSENT, FREE):
+            if ordinal <= last and space.state[segment] in (ABSENT, FREE, DYING):
                 space.claim(segment, ordinal)
         for address in opened.meta_addresses:
             if space.state[address >> self.shift] in (ABSENT, FREE):

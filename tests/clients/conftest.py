@@ -15,11 +15,11 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """One for the module; ended, it must have nothing to complain of."""
+def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+    """One for the module; ended, it must have nothing to complain of but what the module's EXPECTED_LOG matches."""
     running = RunningServer(tmp_path_factory.mktemp("served") / "pool").start()
     yield running
-    running.stop()
+    running.stop(expected=getattr(request.module, "EXPECTED_LOG", None))
 
 
 @dataclass(frozen=True)

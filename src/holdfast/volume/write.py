@@ -114,7 +114,7 @@ class Writer:
             count = min(total - done, PAGE_ENTRIES - first, log.room)
             part = view[done << BLOCK_SHIFT : (done + count) << BLOCK_SHIFT]
             address, checks = log.append_run(part, volume.key_base | here, KIND_DATA)
-            entries = np.array(checks, np.uint64)
+            entries = checks.astype(np.uint64)
             entries &= np.uint64(CHECK_MASK)
             entries <<= np.uint64(ADDRESS_BITS)
             entries |= np.arange(address, address + count, dtype=np.uint64)

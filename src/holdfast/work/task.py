@@ -113,7 +113,7 @@ class Scheduler:
     def __init__(self, disk: StartIo) -> None:
         self.disk = disk
         self.tasks: _OrderedSet = _OrderedSet()
-        self._ready: deque[tuple[Task, Any]] = deque()
+        self.ready: deque[tuple[Task, Any]] = deque()
 
     def spawn(self, work: Work, name: str, finished: Callable[[Any], None] | None = None) -> Task:
         """Start a task and run its first step at once."""
@@ -123,18 +123,14 @@ class Scheduler:
         return task
 
     def make_ready(self, task: Task, value: Any) -> None:
-        self._ready.append((task, value))
+        self.ready.append((task, value))
 
     def run_ready(self) -> None:
         """Run what is ready, including what becomes ready meanwhile."""
-        ready = self._ready
+        ready = self.ready
         while ready:
             task, value = ready.popleft()
             task.step(value)
-
-    @property
-    def has_ready(self) -> bool:
-        return bool(self._ready)
 
 
 class _OrderedSet:

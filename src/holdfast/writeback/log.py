@@ -21,14 +21,18 @@ from __future__ import annotations
 import struct
 from enum import IntEnum
 
+import numpy as np
+import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
 from holdfast.pool.block import (
+    ENTRY_DTYPE,
     ENTRY_SIZE_BYTES,
     HOLE_COUNT_MAX,
     KIND_COMMIT,
     KIND_HOLE,
     ZERO_BLOCK,
+    EntryArray,
     blocks_check,
     hole_check,
 )
@@ -73,6 +77,7 @@ class Log:
         self.segment_blocks = ring.segment_blocks  # I
         self.shift = space.segment_shift  # I
         self.slots = ring.slots  # I
+        self._entries: EntryArray = np.frombuffer(ring.slots, ENTRY_DTYPE)  # I: the same memory, as entries
         self.window: dict[int, int] = {}  # L: segment id -> ordinal, of segments whose blocks may be in the ring
         self.segment = -1  # L: the open one; -1 before `open_at` or `make_room`
         self.ordinal = -1  # L
@@ -91,7 +96,9 @@ class Log:
         self._entry_at = 0
         self._summary: bytearray | None = bytearray()
         self._summary_limit = summary_entries_max(self.segment_blocks) * ENTRY_SIZE_BYTES
-        self._published = (0, 0, 0)
+        self._published_position = -1
+        self._published_entry_at = -1
+        self._published_durable = -1
 
     # ---- opening
 
@@ -131,19 +138,21 @@ class Log:
         self.room -= 1
         return (check & 0xFFFFFFF) << 36 | address
 
-    def append_run(self, view: memoryview, owner: int, kind: int) -> tuple[int, list[int]]:
+    def append_run(self, view: memoryview, owner: int, kind: int) -> tuple[int, npt.NDArray[np.uint32]]:
         """Append `len(view) / 4096 <= room` blocks of consecutive owners; returns the first address and the checks."""
         count = len(view) >> BLOCK_SHIFT
         assert 0 < count <= self.room
         at = self._slot_at
         end = at + len(view)
         self.slots[at:end] = view
-        checks = blocks_check(view, owner, kind)
-        entry_at = self._entry_at
-        words = [word for index, check in enumerate(checks) for word in (owner + index, check, kind)]
-        _entries_struct(count).pack_into(self.slots, entry_at, *words)
+        checks = np.array(blocks_check(view, owner, kind), np.uint32)
+        first = self._entry_at // ENTRY_SIZE_BYTES
+        entries = self._entries[first : first + count]
+        entries["owner"] = np.arange(owner, owner + count, dtype=np.uint64)
+        entries["check"] = checks
+        entries["meta"] = kind
         address = self.address
-        self._entry_at = entry_at + count * ENTRY_SIZE_BYTES
+        self._entry_at += count * ENTRY_SIZE_BYTES
         self._slot_at = end
         self.address += count
         self.position += count
@@ -327,10 +336,16 @@ class Log:
     def publish(self) -> None:
         """Let everything appended so far be found by a recovery. Call before acknowledging it, and after `durable`
         moved."""
-        state = (self.position, self._entry_at if self._commit_position else 0, self.durable)
-        if state == self._published:
+        # The three numbers that change with whatever there is to publish: blocks, holes, and what became durable.
+        if (
+            self.position == self._published_position
+            and self._entry_at == self._published_entry_at
+            and self.durable == self._published_durable
+        ):
             return
-        self._published = state
+        self._published_position = self.position
+        self._published_entry_at = self._entry_at
+        self._published_durable = self.durable
         self.ring.publish(
             head_position=self.position,
             durable_position=self.durable,
@@ -355,14 +370,3 @@ class Log:
         if at < 0:
             return 0
         return min(count, (len(self.slots) - at) >> BLOCK_SHIFT)
-
-
-_structs: dict[int, struct.Struct] = {}
-
-
-def _entries_struct(count: int) -> struct.Struct:
-    """The format of `count` entries, made once for each count (at most 252)."""
-    found = _structs.get(count)
-    if found is None:
-        found = _structs[count] = struct.Struct("<" + "QII" * count)
-    return found

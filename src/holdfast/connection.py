@@ -52,6 +52,7 @@ class Host(Protocol):
     budget: ConnectionBudget
     receive_buffer: memoryview
     reply_buffer: memoryview
+    piece_buffer: memoryview
     closing: bool
 
     @property
@@ -115,6 +116,7 @@ class Connection:
             host.volume_of(negotiated),
             negotiated,
             host.reply_buffer,
+            host.piece_buffer,
             transmit=self._transmit,
             answered=self._session_answered,
             resume=self._resume_soon,

@@ -47,6 +47,7 @@ CHECKPOINT_LOG_BYTES = 1 * GIB
 # Segments kept prepared ahead of the log's head, so that no write waits for a new file to be written through.
 PREPARED_AHEAD = 6
 HOST_FULL_RETRY_NS = 2_000_000_000
+COMPLAINTS_A_TICK_MAX = 5
 
 Answer = Callable[["Volume | HoldfastError | None"], None]
 
@@ -123,6 +124,7 @@ class Engine:
         self._checkpoint_running = False
         self._checkpoint_position = 0
         self._maintained_ordinal = -1
+        self._complaints = 0
         self._maintenance_wanted = True
         self._host_full_until_ns = 0
         self._checkpoint_log_blocks = (
@@ -205,6 +207,9 @@ class Engine:
         """Some times a second."""
         now_ns = self.clock.now_ns()
         self._maintenance_wanted = True
+        if self._complaints > COMPLAINTS_A_TICK_MAX:
+            log_output.warning("... and %d more of these", self._complaints - COMPLAINTS_A_TICK_MAX)
+        self._complaints = 0
         self.flusher.tick(now_ns)
         self.next_tick.wake()
         if self.space.host_full and now_ns >= self._host_full_until_ns:
@@ -289,6 +294,12 @@ class Engine:
         self._maintenance_wanted = True
         self.segment_room.wake()
         self.on_released()
+
+    def complain(self, text: str) -> None:
+        """Log what a client is being told, a bounded number of times a second: clients repeat what fails."""
+        self._complaints += 1
+        if self._complaints <= COMPLAINTS_A_TICK_MAX:
+            log_output.warning("%s", text)
 
     # ---- waiting
 

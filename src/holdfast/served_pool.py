@@ -116,7 +116,8 @@ class ServedPool:
         segment_size = superblock.segment_blocks << BLOCK_SHIFT
         if options.segment_size_bytes not in (None, segment_size):
             raise RequestError(
-                f"pool {self.path} has segments of {format_size(segment_size)}; their size is chosen when a pool is made"
+                f"pool {self.path} has segments of {format_size(segment_size)}; "
+                "their size is chosen when a pool is made"
             )
         if options.capacity_bytes is None:
             return superblock

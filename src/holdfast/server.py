@@ -31,6 +31,7 @@ from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.listen import Listener, TcpAddress, UnixAddress
 from holdfast.runtime.loop import EventLoop
 from holdfast.served_pool import PoolOptions, ServedPool
+from holdfast.session import READ_PIECE_BYTES
 from holdfast.status import pool_status, statistics, volume_info
 from holdfast.units import KIB, format_size
 from holdfast.volume.volume import Volume
@@ -72,6 +73,7 @@ class Server:
         self.budget = ConnectionBudget(pool.memory.connection_bytes)  # I
         self.receive_buffer = aligned_buffer(RECEIVE_BYTES_MAX + 64 * KIB)  # I
         self.reply_buffer = aligned_buffer(REPLY_BYTES_MAX + REPLY_BYTES_MIN + 64 * KIB)  # I
+        self.piece_buffer = aligned_buffer(READ_PIECE_BYTES)  # I
         self.closing = False  # L
         self.failure: HoldfastError | None = None  # L
         self.started_ns = pool.clock.now_ns()  # I

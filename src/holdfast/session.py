@@ -15,7 +15,6 @@ A WRITE is answered after `Log.publish`, FLUSH and FUA after the flusher's word.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from errno import ENOTSUP
@@ -49,8 +48,6 @@ from holdfast.volume.volume import Volume
 from holdfast.volume.write import Obstacle
 from holdfast.work.task import Task, Waitlist, Work
 
-log_output = logging.getLogger("holdfast.session")
-
 REQUESTS_IN_FLIGHT_MAX = 128
 BYTES_IN_FLIGHT_MAX = 512 * KIB
 # Pieces of a large read: what still fits the second-level cache between reading, checking and sending.
@@ -81,8 +78,8 @@ class _PiecedWrite:
 
 
 class Session:
-    """Fields: L loop thread (all). `out` is shared by all sessions and in use only within `submit` and the send after
-    it."""
+    """Fields: L loop thread (all). `out` and `piece` are shared by all sessions: `out` is in use only within `submit`
+    and the send after it, `piece` (READ_PIECE_BYTES) only between reading into it and the send in the same step."""
 
     def __init__(
         self,
@@ -90,6 +87,7 @@ class Session:
         volume: Volume,
         negotiated: Negotiated,
         out: memoryview,
+        piece: memoryview,
         *,
         transmit: Callable[[], None],
         answered: Callable[[Session], None],
@@ -99,6 +97,7 @@ class Session:
         self.volume = volume
         self.structured = negotiated.structured
         self.out = out
+        self.piece = piece
         self.at = 0
         self.later = bytearray()
         self.held = bytearray()  # replies that came up while `exclusive`
@@ -150,6 +149,7 @@ class Session:
         out = self.out
         at = self.at
         for number, request in enumerate(requests):
+            rest = request
             command, flags, cookie, offset, length, payload = request
             if command == CMD_WRITE:
                 if length == 4096 and not offset & 4095 and not flags and self._pieces is None:
@@ -166,7 +166,7 @@ class Session:
                         continue
                     if done:
                         done <<= BLOCK_SHIFT
-                        request = (command, flags, cookie, offset + done, length - done, payload[done:])
+                        rest = (command, flags, cookie, offset + done, length - done, payload[done:])
             elif command == CMD_READ and length <= LARGE_READ_BYTES and not (offset | length) & 4095 and length:
                 if structured:
                     body = at + 28
@@ -186,10 +186,10 @@ class Session:
                         at = body + length
                         continue
             self.at = at
-            waiting = self._begin(request)
+            waiting = self._begin(rest)
             if waiting is not None:
                 self.backlog.append(_kept(waiting))
-                self.backlog.extend(_kept(rest) for rest in requests[number + 1 :])
+                self.backlog.extend(map(_kept, requests[number + 1 :]))
                 self.engine.log.publish()
                 return
             at = self.at
@@ -326,7 +326,7 @@ class Session:
         try:
             yield from work
         except HoldfastError as error:
-            log_output.warning("volume %s: %s", self.volume.name, error)
+            self.engine.complain(f"volume {self.volume.name}: {error}")
             return error.errno
         return 0
 
@@ -373,19 +373,31 @@ class Session:
                 self._append_later(hole)
                 at += count
                 continue
-            buffer, errno, where = yield from self._read_piece(offset + at, count)
-            if errno:
-                self._reply_read_error(cookie, errno, where)
-                return 0
+            buffer = self._read_cached(offset + at, count)
+            budgeted = 0
+            if buffer is None:
+                buffer, errno, where = yield from self._read_piece(offset + at, count)
+                budgeted = count
+                if errno:
+                    self._reply_read_error(cookie, errno, where)
+                    return 0
             header = memoryview(bytearray(replies.DATA_CHUNK_BYTES))
             if self.structured:
                 used = replies.data_chunk(header, 0, cookie, offset + at, count, final)
             else:
                 used = replies.read_header_simple(header, 0, cookie)
             self._send_data(header[:used], buffer)
-            self._release(count)
+            if budgeted:
+                self._release(budgeted)
             at += count
         return 0
+
+    def _read_cached(self, offset: int, count: int) -> memoryview | None:
+        """The piece in the buffer that all sessions share, if it can be had and sent without waiting; else None."""
+        if self.blocked or self.exclusive or count > READ_PIECE_BYTES or (offset | count) & _BLOCK_MASK:
+            return None
+        buffer = self.piece[:count]
+        return buffer if self.engine.reader.read_run(self.volume, offset >> BLOCK_SHIFT, buffer) else None
 
     def _read_piece(self, offset: int, count: int) -> Work:
         """Read `count` bytes once the client takes replies; returns (buffer, errno, first bad offset). The caller gives
@@ -402,12 +414,10 @@ class Session:
             kept = False
             try:
                 buffer = memoryview(bytearray(count))
-                aligned = not (offset | count) & _BLOCK_MASK
-                if not aligned or not engine.reader.read_run(self.volume, offset >> BLOCK_SHIFT, buffer):
-                    yield from engine.reader.read(self.volume, offset, buffer)
+                yield from engine.reader.read(self.volume, offset, buffer)
                 kept = not self.blocked
             except ReadError as error:
-                log_output.warning("volume %s: %s", self.volume.name, error)
+                engine.complain(f"volume {self.volume.name}: {error}")
                 return memoryview(b""), error.errno, error.offset
             finally:
                 if not kept:
@@ -455,7 +465,7 @@ class Session:
         try:
             extents = yield from self.engine.reader.extents(self.volume, offset, length)
         except HoldfastError as error:
-            log_output.warning("volume %s: %s", self.volume.name, error)
+            self.engine.complain(f"volume {self.volume.name}: {error}")
             self._reply_error(cookie, error.errno, chunk=True)
             return 0
         if flags & CMD_FLAG_REQ_ONE:

@@ -132,7 +132,7 @@ class SeededDisk:
 
     def _count(self, io: Io) -> None:
         self.effects += 1
-        self.trace.update(f"{io.op} {io.file} {io.offset} {io.length} {io.durable} ")
+        self.trace.update(f"{io.op} {io.file} {io.offset} {io.length} {io.durable} ".encode())
         if io.op == WRITE and io.view is not None:
             self.trace.update(io.view)
             assert np.frombuffer(io.view, np.uint8).ctypes.data % 4096 == 0, f"{io}: not aligned in memory"

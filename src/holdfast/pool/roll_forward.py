@@ -210,8 +210,8 @@ class LogScanner:
                 header = yield from self.commit_at(segment, ordinal, block, mend=True)
                 if header is None:
                     raise CorruptionError(
-                        f"segment {segment:08x}, block {block}: the header of a commit that was durable is damaged beyond "
-                        "mending; restore the segment file from a backup"
+                        f"segment {segment:08x}, block {block}: the header of a commit that was durable is damaged "
+                        "beyond mending; restore the segment file from a backup"
                     )
             tail.durable = max(tail.durable, header.durable_position)
             address = (segment << self.shift | block) + 1

@@ -7,6 +7,7 @@ known and the generator `read` finds out.
 from __future__ import annotations
 
 from errno import EIO
+from itertools import pairwise
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -230,7 +231,7 @@ class Reader:
             count = min(stop - lba, PAGE_ENTRIES - first)
             holes = self.cache.arena[slot, first : first + count] == 0
             edges = [0, *(np.flatnonzero(holes[1:] != holes[:-1]) + 1).tolist(), count]
-            for start, until in zip(edges, edges[1:], strict=False):
+            for start, until in pairwise(edges):
                 _add_run(runs, until - start, hole=bool(holes[start]))
             lba += count
         return _clip(runs[:EXTENTS_MAX], offset % BLOCK_SIZE_BYTES, length)

@@ -8,6 +8,7 @@ counted.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +93,7 @@ class Replayer:
         words = words[::-1][first]
         leaves = owners >> _U64(PAGE_SHIFT)
         edges = [0, *(np.flatnonzero(leaves[1:] != leaves[:-1]) + 1).tolist(), len(owners)]
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             owner = int(owners[start])
             volume = self.volumes.get(owner >> VOLUME_SHIFT)
             if volume is None:

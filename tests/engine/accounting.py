@@ -1,0 +1,85 @@
+"""The engine's accounts, counted again from nothing: live blocks, mapped blocks, pages, buffers, tasks, pins."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from holdfast.pool.block import ADDRESS_MASK
+from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_SHIFT
+from holdfast.volume.volume import Volume
+from holdfast.work.task import Work
+from tests.engine.world import World
+
+
+def check_accounts(world: World) -> None:
+    """Raise AssertionError if a count is not what counting gives. The world must be quiet."""
+    engine = world.engine
+    # A commit that is open is not counted yet; and a checkpoint leaves nothing half done.
+    world.run(engine.checkpoint())
+    live = np.zeros(engine.space.capacity_segments, np.int64)
+    shift = engine.space.segment_shift
+    for address in engine.checkpointer.meta_addresses:
+        live[address >> shift] += 1
+    seen: dict[int, str] = {}
+    for volume in engine.volumes.values():
+        addresses, mapped = world.run(_walk(world, volume))
+        for address in addresses:
+            assert address not in seen, f"{volume.name} and {seen[address]} both refer to block {address}"
+            seen[address] = volume.name
+            live[address >> shift] += 1
+        assert volume.mapped_blocks == mapped, f"{volume.name}: {volume.mapped_blocks} mapped, counted {mapped}"
+    wrong = np.flatnonzero(engine.space.live != live).tolist()
+    assert not wrong, [(segment, int(engine.space.live[segment]), int(live[segment])) for segment in wrong]
+    check_nothing_held(world)
+
+
+def check_nothing_held(world: World) -> None:
+    """Nothing is kept back by work that is over."""
+    engine = world.engine
+    assert not len(engine.scheduler.tasks), world.who_waits()
+    assert engine.read_buffer_bytes_left == world.plan.read_buffer_bytes
+    assert not engine.space._readers, "segments are pinned by reads that are over"
+    cache = engine.cache
+    assert len(cache.free) + len(cache.slot_of) == cache.pages
+    assert len(set(cache.free)) == len(cache.free)
+    children = [0] * cache.pages
+    for slot in cache.slot_of.values():
+        if cache.parent(slot) >= 0:
+            children[cache.parent(slot)] += 1
+    for slot in cache.slot_of.values():
+        assert cache.children[slot] == children[slot], f"page {cache.key_of[slot]:#x}"
+    for client in world.clients:
+        assert client.session.bytes_in_flight == 0
+        assert client.session.in_flight == 0
+
+
+def mapped_lbas(world: World, volume: Volume) -> list[int]:
+    """The lbas of a volume that are not holes."""
+    lbas: list[int] = []
+    world.run(_walk(world, volume, lbas))
+    return lbas
+
+
+def _walk(world: World, volume: Volume, lbas: list[int] | None = None) -> Work:
+    """All block addresses that the map of a volume refers to, and how many of them are data."""
+    addresses: list[int] = [volume.root & ADDRESS_MASK] if volume.root else []
+    mapped = 0
+    pending = [(volume.root_level, 0)]
+    while pending:
+        level, index = pending.pop()
+        slot = yield from world.engine.table.page(volume, level, index, create=False)
+        if slot < 0:
+            continue
+        entries = world.engine.cache.arena[slot].copy()
+        stored = np.flatnonzero(entries)
+        addresses += (entries[stored] & np.uint64(ADDRESS_MASK)).tolist()
+        if level == 0:
+            mapped += len(stored)
+            if lbas is not None:
+                lbas += [index << PAGE_SHIFT | int(at) for at in stored]
+        else:
+            first = index << PAGE_SHIFT
+            pending += [(level - 1, first + int(at)) for at in stored]
+    assert mapped <= len(addresses)
+    assert PAGE_ENTRIES == 1 << PAGE_SHIFT
+    return addresses, mapped

@@ -104,9 +104,16 @@ class Engine:
         self.pages = PageWriter(
             pages, self.log, self.volumes, wait_for_room=self._wait_for_room, next_turn=self._wait_for_turn
         )
-        self.reader = Reader(pages, self.table, blocks)
+        self.reader = Reader(pages, self.table, blocks, next_turn=self.next_turn)
         self.writer = Writer(
-            pages, self.table, self.pages, self.log, blocks, ring_room=self.ring_room, segment_room=self.segment_room
+            pages,
+            self.table,
+            self.pages,
+            self.log,
+            blocks,
+            ring_room=self.ring_room,
+            segment_room=self.segment_room,
+            next_turn=self.next_turn,
         )
         self.checkpointer = Checkpointer(
             self.log,
@@ -405,8 +412,9 @@ class Engine:
         """Turn the whole volume into holes, then drop its row."""
         yield from self.writer.punch(volume, 0, volume.size_blocks)
         yield from self.checkpoint()
-        while self._checkpoint_running:
-            yield self.checkpoint_end
+        # A cancelled request may still wait for a page that it had asked for; a checkpoint refers to the volume's pages.
+        while self._checkpoint_running or self.table.is_loading(volume):
+            yield self.next_tick
         self.cache.forget_volume(volume.key_base)
         del self.volumes[volume.volume_id]
         del self.by_name[volume.name]

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from errno import EIO
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,7 +25,7 @@ from holdfast.connection import (
 from holdfast.control.api import PoolStatus, Statistics, VolumeInfo, VolumeRemoved
 from holdfast.control_connection import ControlSocket
 from holdfast.engine import Engine
-from holdfast.errors import HoldfastError, RequestError
+from holdfast.errors import DiskError, HoldfastError, RequestError
 from holdfast.nbd.negotiated import Export, Negotiated
 from holdfast.offline_check import check
 from holdfast.runtime.buffers import aligned_buffer
@@ -33,7 +34,7 @@ from holdfast.runtime.loop import EventLoop
 from holdfast.served_pool import PoolOptions, ServedPool
 from holdfast.session import READ_PIECE_BYTES
 from holdfast.status import pool_status, statistics, volume_info
-from holdfast.units import KIB, format_size
+from holdfast.units import BLOCK_SHIFT, KIB, format_size
 from holdfast.volume.volume import Volume
 
 __all__ = ["OfflinePool", "ServeOptions", "Server", "check", "offline", "serve"]
@@ -42,6 +43,8 @@ log_output = logging.getLogger("holdfast.server")
 
 # How long the clients' requests may take to finish once the server is told to stop.
 DRAIN_NS_MAX = 10_000_000_000
+# ... and how long writing everything out may take before the rest is left to the ring.
+STOP_NS_MAX = 60_000_000_000
 PROFILE_VARIABLE = "HOLDFAST_PROFILE"
 
 ServiceReply = Callable[["VolumeInfo | VolumeRemoved | HoldfastError"], None]
@@ -139,7 +142,20 @@ class Server:
                     )
                 )
                 return
-        self._listen()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """With --preallocate, wait until all segment files are written through."""
+        space = self.engine.space
+        left = len(space.absent) + len(space.preparing)
+        if self.closing:
+            return
+        if self.options.preallocate and left and not space.host_full:
+            if left % 32 == 0:
+                log_output.info("preparing segments: %d of %d left", left, space.capacity_segments)
+            self.loop.call_later(20_000_000, self._prepare)
+        else:
+            self._listen()
 
     def _listen(self) -> None:
         addresses = self.options.listen or [f"unix:{self.pool.path}/nbd.sock"]
@@ -180,6 +196,7 @@ class Server:
         if self._control_listener is not None:
             self._control_listener.close()
         self._drain_until_ns = self.pool.clock.now_ns() + DRAIN_NS_MAX
+        self._give_up = self.loop.call_later(STOP_NS_MAX, self._cannot_stop)
         self._drain()
 
     def _drain(self) -> None:
@@ -191,6 +208,18 @@ class Server:
             self.loop.call_later(10_000_000, self._drain)
         else:
             self.pool.stop(self._stopped)
+
+    def _cannot_stop(self) -> None:
+        """The disk does not take what is dirty. It stays in the ring, where the next server finds it."""
+        dirty = format_size(self.engine.flusher.dirty_blocks << BLOCK_SHIFT)
+        errno = self.engine.flusher.last_errno
+        self._stopped(
+            DiskError(
+                f"pool {self.pool.path}: {dirty} could not be written out (errno {errno}); they stay in the ring "
+                f"{self.pool.ring_memory.path}: mend the disk below and serve the pool again, before any reboot",
+                errno or EIO,
+            )
+        )
 
     def _stopped(self, error: HoldfastError | None) -> None:
         for control in list(self._controls):

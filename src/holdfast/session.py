@@ -238,7 +238,8 @@ class Session:
         elif command == CMD_WRITE_ZEROES:
             self._begin_zeroes(cookie, flags, offset, length)
         elif command == CMD_CACHE:
-            self._reply_done(cookie)  # the kernel caches what is read; reading ahead on a hint has not paid yet
+            work = self._checked(self.engine.reader.prefetch(self.volume, offset, length))
+            self._spawn(work, cookie=cookie, flags=flags)
         else:
             assert command == CMD_BLOCK_STATUS, command
             self._spawn(self._block_status(cookie, flags, offset, length), self._read_finished)

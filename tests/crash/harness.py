@@ -130,7 +130,7 @@ def ring_path(pool: Path) -> Path:
 
 
 def segment_path(pool: Path, segment: int) -> Path:
-    return pool / "segments" / f"{segment:08x}"
+    return pool / "segments" / f"{segment:08x}.seg"
 
 
 @dataclass(slots=True)

@@ -77,6 +77,9 @@ class SeededDisk:
         self._read(file, offset, view)
         return True
 
+    def drop_cached(self, file: int, offset: int, length: int) -> None:
+        return
+
     def will_read(self, file: int, offset: int, length: int) -> None:
         pass
 

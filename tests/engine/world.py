@@ -28,7 +28,7 @@ from holdfast.pool.format import new_superblock, write_new_pool
 from holdfast.pool.superblock import newest_superblock
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.ports import SUPERBLOCK
-from holdfast.session import Session
+from holdfast.session import READ_PIECE_BYTES, Session
 from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Work, run_to_end
@@ -89,6 +89,7 @@ class World:
         self.with_answers: list[Client] = []
         self.released = False
         self.out = memoryview(bytearray(REPLY_BUFFER_BYTES))
+        self.piece = memoryview(bytearray(READ_PIECE_BYTES))
         self.failures: list[HoldfastError] = []
         self.engine: Engine
         self.pages = pages
@@ -306,6 +307,7 @@ class Client:
             volume,
             Negotiated(export, structured, structured),
             world.out,
+            world.piece,
             transmit=self._transmit,
             answered=self._answered,
             resume=lambda: self._answered(self.session),
@@ -313,10 +315,19 @@ class Client:
 
     # ---- the client
 
-    def send(self, command: int, offset: int = 0, length: int = 0, payload: bytes = b"", flags: int = 0) -> Answer:
-        """Send a request; the answer gets ready some steps later."""
+    def send(
+        self,
+        command: int,
+        offset: int = 0,
+        length: int = 0,
+        payload: bytes = b"",
+        flags: int = 0,
+        *,
+        answer: Answer | None = None,
+    ) -> Answer:
+        """Send a request; the answer gets ready some steps later. `answer`: one made already, to be heard of in a crash."""
         self._cookie += 1
-        answer = Answer()
+        answer = answer or Answer()
         self.waiting[self._cookie] = answer, offset
         if command == CMD_READ:
             answer.data = bytearray(length)

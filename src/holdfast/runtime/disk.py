@@ -135,6 +135,14 @@ class DirectoryDisk:
             except OSError:
                 return  # A hint that is not taken changes nothing; the READ itself will report what is wrong.
 
+    def drop_cached(self, file: int, offset: int, length: int) -> None:
+        fd = self._read_fds.get(file)
+        if fd is not None:
+            try:
+                os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+            except OSError:
+                return  # As above: the READ that follows finds out.
+
     def start(self, io: Io) -> None:
         file = io.file
         busy = self._busy

@@ -87,6 +87,10 @@ class Disk(Protocol):
         """A hint that a READ of this range is about to come. Never blocks, never fails."""
         ...
 
+    def drop_cached(self, file: int, offset: int, length: int) -> None:
+        """A hint that the cached copy of a range is doubtful: the next read is to come from the disk. Never fails."""
+        ...
+
     def start(self, io: Io) -> None:
         """Begin `io`; its `done` is called later from the loop."""
         ...

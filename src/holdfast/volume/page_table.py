@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from holdfast.errors import CorruptionError, DiskError
-from holdfast.pool.block import KIND_MAP, LEVEL_SHIFT
+from holdfast.pool.block import KIND_MAP, LEVEL_SHIFT, VOLUME_SHIFT
 from holdfast.units import BLOCK_SIZE_BYTES
 from holdfast.volume.block_reader import BlockReader
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
@@ -93,6 +93,10 @@ class PageTable:
             if errno == CorruptionError.errno:
                 raise CorruptionError(f"{where} is damaged; its 2 MiB or more cannot be read: run `holdfast check`")
             raise DiskError(f"{where} cannot be read: errno {errno}", errno)
+
+    def is_loading(self, volume: Volume) -> bool:
+        """True while a page of the volume is being read; its parent is pinned until then."""
+        return any(key >> VOLUME_SHIFT == volume.volume_id for key in self._loading)
 
     def next_leaf(self, volume: Volume, leaf: int, end: int) -> Work:
         """The first leaf in [leaf, end) that exists, or `end` (a task's work). Skips absent subtrees whole."""

@@ -20,12 +20,14 @@ from holdfast.volume.block_reader import BlockReader
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
 from holdfast.volume.page_table import PageTable
 from holdfast.volume.volume import Volume
-from holdfast.work.task import Work
+from holdfast.work.task import Waitlist, Work
 
 # The extents of one answer to a block status request: enough for a fragmented GiB, 64 KiB as a reply.
 EXTENTS_MAX = 8192
 # Leaves looked at for one answer: 64 GiB of volume, so that a request for more ends in bounded time.
 STATUS_LEAVES_MAX = 32768
+LEAVES_PER_TURN = 64
+PREFETCH_LEAVES_MAX = 16  # 32 MiB, as much as a READ may ask for
 
 
 class ReadError(HoldfastError):
@@ -38,7 +40,8 @@ class ReadError(HoldfastError):
 
 
 class Reader:
-    def __init__(self, cache: PageCache, table: PageTable, blocks: BlockReader) -> None:
+    def __init__(self, cache: PageCache, table: PageTable, blocks: BlockReader, *, next_turn: Waitlist) -> None:
+        self.next_turn = next_turn
         self.cache = cache
         self.table = table
         self.log = blocks.log
@@ -167,6 +170,7 @@ class Reader:
         """Read blocks of one leaf. If an entry changed while its block was read and the block does not check out,
         again."""
         count = len(into) >> BLOCK_SHIFT
+        dropped = False
         while True:
             try:
                 slot = yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=False)
@@ -192,8 +196,20 @@ class Reader:
                 raise ReadError(
                     f"segment {failed.file} cannot be read: errno {-failed.result}", -failed.result, lba << BLOCK_SHIFT
                 )
+            if not dropped:
+                # A cached copy can be stale or damaged where the disk is right: ask the disk before saying so.
+                dropped = True
+                self._drop_cached(entries)
+                continue
             volume.note_damage(lba + bad, "its check does not match")
             raise ReadError(f"block {lba + bad} of volume {volume.name} is damaged", EIO, (lba + bad) << BLOCK_SHIFT)
+
+    def _drop_cached(self, entries: list[int]) -> None:
+        for entry in entries:
+            address = entry & ADDRESS_MASK
+            if address and self.log.slot_of(address) < 0:
+                offset = (address & self._offset_mask) << BLOCK_SHIFT
+                self.disk.drop_cached(address >> self._shift, offset, BLOCK_SIZE_BYTES)
 
     def _entries(self, slot: int, lba: int, count: int) -> list[int]:
         base = slot << PAGE_SHIFT | lba & PAGE_MASK
@@ -208,6 +224,29 @@ class Reader:
             for io in missing:
                 self.space.unpin(io.file)
 
+    def prefetch(self, volume: Volume, offset: int, length: int) -> Work:
+        """Ask the kernel to read a range ahead (a task's work). A hint: what cannot be found out is left out."""
+        lba, stop = offset >> BLOCK_SHIFT, -(-(offset + length) // BLOCK_SIZE_BYTES)
+        end_leaf = (stop - 1 >> PAGE_SHIFT) + 1
+        for _ in range(PREFETCH_LEAVES_MAX):
+            leaf = yield from self.table.next_leaf(volume, lba >> PAGE_SHIFT, end_leaf)
+            if leaf >= end_leaf:
+                return
+            lba = max(lba, leaf << PAGE_SHIFT)
+            count = min(stop - lba, PAGE_ENTRIES - (lba & PAGE_MASK))
+            addresses = [
+                entry & ADDRESS_MASK for entry in self._entries(self._slot_of[volume.key_base | leaf], lba, count)
+            ]
+            while addresses:
+                run = 1
+                while run < len(addresses) and addresses[run] == addresses[0] + run:
+                    run += 1
+                if addresses[0] and self.log.slot_of(addresses[0]) < 0:
+                    at = (addresses[0] & self._offset_mask) << BLOCK_SHIFT
+                    self.disk.will_read(addresses[0] >> self._shift, at, run << BLOCK_SHIFT)
+                del addresses[:run]
+            lba += count
+
     # ---- block status
 
     def extents(self, volume: Volume, offset: int, length: int) -> Work:
@@ -221,6 +260,9 @@ class Reader:
             end_leaf = (stop - 1 >> PAGE_SHIFT) + 1
             leaf = yield from self.table.next_leaf(volume, lba >> PAGE_SHIFT, end_leaf)
             leaves += 1
+            if leaves % LEAVES_PER_TURN == 0:
+                yield self.next_turn  # and look the leaf up again: it may have been evicted meanwhile
+                continue
             if leaf << PAGE_SHIFT > lba:
                 hole_end = min(stop, leaf << PAGE_SHIFT)
                 _add_run(runs, hole_end - lba, hole=True)

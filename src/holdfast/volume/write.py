@@ -37,6 +37,7 @@ class Obstacle(IntEnum):
     TOO_DIRTY = 5  # too many dirty pages: a checkpoint must come first
 
 
+LEAVES_PER_TURN = 32
 ZEROES = memoryview(bytes(MIB))
 
 
@@ -51,6 +52,7 @@ class Writer:
         *,
         ring_room: Waitlist,
         segment_room: Waitlist,
+        next_turn: Waitlist,
     ) -> None:
         self.cache = cache
         self.table = table
@@ -59,6 +61,7 @@ class Writer:
         self.reader = reader
         self.ring_room = ring_room
         self.segment_room = segment_room
+        self.next_turn = next_turn
         self._slot_of = cache.slot_of
         self._stamp = cache.stamp
         self._words = cache.words
@@ -225,6 +228,7 @@ class Writer:
                 count = min(last * BLOCK_SIZE_BYTES - at, len(ZEROES))
                 yield from self.write(volume, at, ZEROES[:count])
                 at += count
+                yield self.next_turn  # a long request takes turns with all others
         else:
             yield from self.punch(volume, first, last)
         if end % BLOCK_SIZE_BYTES:
@@ -236,7 +240,11 @@ class Writer:
 
     def punch(self, volume: Volume, first: int, last: int) -> Work:
         """Make blocks [first, last) holes (a task's work), leaf by leaf; what is a hole already costs nothing."""
+        leaves = 0
         while first < last:
+            leaves += 1
+            if leaves % LEAVES_PER_TURN == 0:
+                yield self.next_turn
             end_leaf = (last - 1 >> PAGE_SHIFT) + 1
             leaf = yield from self.table.next_leaf(volume, first >> PAGE_SHIFT, end_leaf)
             if leaf >= end_leaf:

@@ -85,6 +85,7 @@ class Log:
         self.offset = 0  # L: next free block of the open segment
         self.position = 0  # L: log position of that block
         self.address = 0  # L: block address of that block
+        self.metadata_only = False  # L: the open segment was taken from the reserve
         self.room = 0  # L: blocks that `append` takes before `make_room` must be called
         self.sealed = 0  # L: the flusher may write what is below
         self.durable = 0  # F
@@ -175,6 +176,10 @@ class Log:
         """Make `room` at least 1, or say what stands in the way. Opens and seals commits and segments as needed."""
         reserve = 0 if metadata else RING_RESERVE_BLOCKS
         while True:
+            if self.metadata_only and not metadata:
+                if not self.space.room_for_clients():
+                    return Room.NO_SPACE
+                self.metadata_only = False
             if self.segment < 0:
                 outcome = self._open_segment(metadata=metadata)
                 if outcome is not Room.YES:
@@ -239,9 +244,11 @@ class Log:
             return Room.RING_FULL
         if not metadata and not self.space.room_for_clients():
             return Room.NO_SPACE
+        from_reserve = not self.space.room_for_clients()
         segment = self.space.take_free()
         if segment is None:
             return Room.NO_SEGMENT if self.space.available_segments else Room.NO_SPACE
+        self.metadata_only = from_reserve
         ordinal = self.next_ordinal
         self.next_ordinal += 1
         self.space.opened(segment, ordinal)

@@ -203,6 +203,8 @@ class Connection:
 
     def _count(self) -> None:
         kept = len(self._stash) + len(self._unsent)
+        if self.session is not None:
+            kept += self.session.kept_bytes
         self.host.budget.used_bytes += kept - self._counted
         self._counted = kept
 

@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from holdfast.errors import CorruptionError, HoldfastError, NotFoundError, RequestError
+from holdfast.errors import HoldfastError, NoSpaceError, NotFoundError, RequestError
 from holdfast.memory.plan import MemoryPlan
 from holdfast.opening import Opener
 from holdfast.pool.block import VOLUME_ID_MAX
 from holdfast.pool.checkpoint import Checkpointer
-from holdfast.pool.space import DYING, SEALED, SpaceTable
+from holdfast.pool.space import DYING, ROW_DTYPE, SEALED, SpaceTable
 from holdfast.pool.superblock import Superblock
-from holdfast.pool.tables import VolumeRow
+from holdfast.pool.tables import ROW_SIZE_BYTES, TABLE_COPIES, VolumeRow
 from holdfast.runtime.ports import PREPARE, Clock, Disk, Io
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, GIB, VOLUME_SIZE_BYTES_MAX, format_size
 from holdfast.volume.block_reader import BlockReader
@@ -94,8 +94,9 @@ class Engine:
 
         shift = superblock.segment_blocks.bit_length() - 1
         pages = PageCache(allocate(options.memory.page_bytes))
-        reserve = _reserve_segments(superblock, pages)
+        reserve = _reserve_segments(superblock, pages, 0)
         self.space = SpaceTable(superblock.capacity_segments, shift, reserve_segments=reserve)
+        self.space.on_unpinned = self._segment_unpinned
         self.log = Log(ring, self.space, tag=superblock.tag, epoch=epoch)
         self.flusher = Flusher(self.log, disk, released=self._released)
         self.cache = pages
@@ -162,15 +163,19 @@ class Engine:
         else:
             self.log.start_empty(next_ordinal=opened.next_ordinal)
         self.flusher.durable = self.flusher.written = self.flusher.issued = self.log.durable
-        replayer = Replayer(self.cache, self.table, self.space, self.volumes, write_pages=self._write_pages)
+        replayer = Replayer(
+            self.cache,
+            self.table,
+            self.space,
+            self.volumes,
+            write_pages=self._write_pages,
+            findings=self.findings,
+        )
         yield from replayer.replay(opened.commits)
         if opened.commits:
             log_output.info("replayed %d entries of %d commits", replayer.entries_applied, len(opened.commits))
         self.opened = True
         yield from self._checkpoint(clean=False, epoch=self.log.epoch)
-        # The older slot still tells of the epoch before: it must lead here too.
-        latest = self.checkpointer.superblock
-        yield from self.checkpointer.write_superblock(_next_sequence(latest))
         for volume in list(self.volumes.values()):
             if volume.removing:
                 self.scheduler.spawn(_guarded(self._remove(volume)), f"remove {volume.name}")
@@ -264,6 +269,9 @@ class Engine:
         self._checkpoint_position = self.log.position
         try:
             yield from self.checkpointer.write(clean=clean, next_volume_id=self.next_volume_id, epoch=epoch)
+            if epoch is not None:
+                # The older slot still tells of the epoch before: it must lead here too.
+                yield from self.checkpointer.write_superblock(_next_sequence(self.checkpointer.superblock))
         finally:
             self._checkpoint_running = False
             self._maintenance_wanted = True
@@ -307,6 +315,10 @@ class Engine:
         self._complaints += 1
         if self._complaints <= COMPLAINTS_A_TICK_MAX:
             log_output.warning("%s", text)
+
+    def _segment_unpinned(self) -> None:
+        self.segment_room.wake()
+        self.on_released()
 
     # ---- waiting
 
@@ -354,6 +366,7 @@ class Engine:
     def _add(self, volume: Volume) -> None:
         self.volumes[volume.volume_id] = volume
         self.by_name[volume.name] = volume
+        self.space.reserve_segments = _reserve_segments(self.checkpointer.superblock, self.cache, len(self.volumes))
 
     def find(self, name: str) -> Volume:
         """The volume of that name. Raises NotFoundError."""
@@ -364,7 +377,7 @@ class Engine:
 
     def create_volume(self, name: str, size_bytes: int, answer: Answer) -> None:
         """Make a volume; `answer` gets it once that is durable, or the error."""
-        if name in self.by_name:
+        if any(volume.name == name for volume in self.volumes.values()):
             answer(RequestError(f"there is a volume {name!r} already"))
         elif not 0 < size_bytes <= VOLUME_SIZE_BYTES_MAX:
             answer(RequestError(f"a volume's size is between 1 byte and {format_size(VOLUME_SIZE_BYTES_MAX)}"))
@@ -383,9 +396,18 @@ class Engine:
             )
             self.next_volume_id += 1
             volume = Volume(row)
-            self._add(volume)
-            work = self._checkpoint_then(volume)
-            self.scheduler.spawn(_guarded(work), f"create {name}", lambda error: answer(error or volume))
+            # It is in the checkpoint to come, but nobody finds it before that is durable: what a client was told is
+            # flushed would go with the volume.
+            self.volumes[volume.volume_id] = volume
+
+            def made(error: HoldfastError | None) -> None:
+                if error is None:
+                    self.by_name[name] = volume
+                else:
+                    del self.volumes[volume.volume_id]
+                answer(error or volume)
+
+            self.scheduler.spawn(_guarded(self._checkpoint_then(volume)), f"create {name}", made)
 
     def _checkpoint_then(self, _volume: Volume) -> Work:
         yield from self.checkpoint()
@@ -412,7 +434,8 @@ class Engine:
         """Turn the whole volume into holes, then drop its row."""
         yield from self.writer.punch(volume, 0, volume.size_blocks)
         yield from self.checkpoint()
-        # A cancelled request may still wait for a page that it had asked for; a checkpoint refers to the volume's pages.
+        # A cancelled request may still wait for a page that it had asked for; a checkpoint refers to the volume's
+        # pages.
         while self._checkpoint_running or self.table.is_loading(volume):
             yield self.next_tick
         self.cache.forget_volume(volume.key_base)
@@ -438,7 +461,7 @@ def _next_sequence(superblock: Superblock) -> Superblock:
     return replace(superblock, sequence=superblock.sequence + 1)
 
 
-def _reserve_segments(superblock: Superblock, pages: PageCache) -> int:
+def _reserve_segments(superblock: Superblock, pages: PageCache, volumes: int) -> int:
     """Segments that only metadata may open: two checkpoints at their largest.
 
     A checkpoint writes at most the dirty pages and as many pages above them, the tables, and a commit header for each
@@ -447,9 +470,10 @@ def _reserve_segments(superblock: Superblock, pages: PageCache) -> int:
     capacity_blocks = superblock.capacity_segments * superblock.segment_blocks
     pages.dirty_hard_limit = max(32, min(pages.dirty_hard_limit, capacity_blocks // 64))
     pages.dirty_soft_limit = pages.dirty_hard_limit // 2
-    tables = superblock.capacity_segments * 16 // BLOCK_SIZE_BYTES + 64
+    table_bytes = superblock.capacity_segments * ROW_DTYPE.itemsize + volumes * ROW_SIZE_BYTES
+    tables = TABLE_COPIES * (table_bytes // BLOCK_SIZE_BYTES + 4)
     blocks = 2 * (2 * pages.dirty_hard_limit + tables)
     reserve = -(-blocks * 102 // 100 // superblock.segment_blocks) + 2
     if reserve >= superblock.capacity_segments - 1:
-        raise CorruptionError("the pool is too small for its own metadata")
+        raise NoSpaceError(f"the pool is too small for its own metadata, {reserve} segments; give it more --capacity")
     return reserve

@@ -14,9 +14,10 @@ import numpy as np
 from holdfast.errors import CorruptionError, DiskError
 from holdfast.pool.block import ADDRESS_MASK, KIND_META, VOLUME_SHIFT, block_matches
 from holdfast.pool.roll_forward import FoundCommit, LogScanner
-from holdfast.pool.space import ABSENT, DYING, FREE, OPEN, SEALED, SpaceTable
+from holdfast.pool.space import ABSENT, FREE, OPEN, SEALED, SpaceTable
 from holdfast.pool.superblock import SLOT_OFFSETS, Superblock
 from holdfast.pool.tables import (
+    TABLE_COPIES,
     TABLE_INDEX,
     TABLE_NAMES,
     TABLE_SPACE,
@@ -91,45 +92,56 @@ class Opener:
 
     def _read_tables(self) -> Work:
         superblock = self.superblock
-        index = yield from self._read_table(TABLE_INDEX, list(superblock.index_entries))
+        index = yield from self._read_table(TABLE_INDEX, _copies(superblock.index_entries))
         volume_blocks = table_block_count(superblock.volume_table_bytes)
-        space_blocks = table_block_count(superblock.space_table_bytes)
-        count = volume_blocks + space_blocks
-        if len(index) < count * 8:
+        count = volume_blocks + table_block_count(superblock.space_table_bytes)
+        if len(index) < TABLE_COPIES * count * 8:
             raise CorruptionError("the superblock's index is shorter than its tables")
-        words = list(struct.unpack_from(f"<{count}Q", index))
-        volume_table = yield from self._read_table(TABLE_VOLUMES, words[:volume_blocks])
-        space_table = yield from self._read_table(TABLE_SPACE, words[volume_blocks:])
+        words = struct.unpack_from(f"<{TABLE_COPIES * count}Q", index)
+        copies = _copies(words)
+        volume_table = yield from self._read_table(TABLE_VOLUMES, [copy[:volume_blocks] for copy in copies])
+        space_table = yield from self._read_table(TABLE_SPACE, [copy[volume_blocks:] for copy in copies])
         self.space.decode(space_table[: superblock.space_table_bytes], self.disk.segments())
         meta = [word & ADDRESS_MASK for word in (*words, *superblock.index_entries)]
         self.space.count_blocks(np.array(meta, np.uint64))
         rows = decode_volume_table(volume_table[: superblock.volume_table_bytes])
         return OpenedPool(rows=rows, meta_addresses=meta)
 
-    def _read_table(self, table: int, words: list[int]) -> Work:
-        """The blocks of a table, joined."""
-        views = []
-        for word in words:
-            address = word & ADDRESS_MASK
-            view = memoryview(bytearray(BLOCK_SIZE_BYTES))
-            views.append(Io(READ, address >> self.shift, (address & (1 << self.shift) - 1) << BLOCK_SHIFT, view))
-        for start in range(0, len(views), 64):
-            yield views[start : start + 64]
-        for index, (word, io) in enumerate(zip(words, views, strict=True)):
-            where = f"block {index} of the {TABLE_NAMES[table]} (segment {io.file:08x})"
-            if io.result < 0:
-                raise DiskError(f"{where} cannot be read: errno {-io.result}", -io.result)
-            assert io.view is not None
-            if not block_matches(io.view, table << VOLUME_SHIFT | index, KIND_META, word):
-                raise CorruptionError(f"{where} is damaged; restore the segment file from a backup")
-        return b"".join(bytes(io.view) for io in views if io.view is not None)
+    def _read_table(self, table: int, copies: list[list[int]]) -> Work:
+        """The blocks of a table, joined: each from the first of its copies that is whole."""
+        blocks: list[bytes | None] = [None] * len(copies[0])
+        for number, words in enumerate(copies):
+            missing = [index for index, block in enumerate(blocks) if block is None]
+            for start in range(0, len(missing), 64):
+                chosen = missing[start : start + 64]
+                ios = yield [self._table_io(words[index]) for index in chosen]
+                for index, io in zip(chosen, ios, strict=True):
+                    if io.result == 0 and block_matches(
+                        io.view, table << VOLUME_SHIFT | index, KIND_META, words[index]
+                    ):
+                        blocks[index] = bytes(io.view)
+                    else:
+                        self.findings.append(
+                            f"copy {number + 1} of block {index} of the {TABLE_NAMES[table]} "
+                            f"(segment {io.file:08x}, block {io.offset >> BLOCK_SHIFT}) is damaged"
+                        )
+        if None in blocks:
+            raise CorruptionError(
+                f"every copy of block {blocks.index(None)} of the {TABLE_NAMES[table]} is damaged; "
+                "restore the segment files from a backup"
+            )
+        return b"".join(block for block in blocks if block is not None)
+
+    def _table_io(self, word: int) -> Io:
+        address = word & ADDRESS_MASK
+        offset = (address & (1 << self.shift) - 1) << BLOCK_SHIFT
+        return Io(READ, address >> self.shift, offset, memoryview(bytearray(BLOCK_SIZE_BYTES)))
 
     def _candidates(self, scanner: LogScanner) -> Work:
         """Ordinal -> id of the segments that may belong to the log from the replay position on.
 
-        Either the checkpoint knew them, or they were opened since: then they were free at it, or came free when it was
-        durable, and its table still calls them dying. A header that does not check out is mended, for the log would end
-        there: the segment may be the newest, with nothing behind it that tells of it.
+        Either the checkpoint knew them, or they were free at it and have been opened since. A header that does not
+        check out is mended, for the log would end there: the segment may be the newest, and nothing else tells of it.
         """
         first = self.superblock.replay_position >> self.shift
         state = self.space.state
@@ -137,7 +149,7 @@ class Opener:
         for segment in np.flatnonzero((state != ABSENT) & (state != FREE)).tolist():
             if int(self.space.ordinal[segment]) >= first:
                 candidates[int(self.space.ordinal[segment])] = segment
-        for segment in [*self.space.free, *np.flatnonzero(state == DYING).tolist()]:
+        for segment in list(self.space.free):
             header = yield from scanner.segment_header(segment, mend=True)
             if header is not None and header.epoch == self.superblock.epoch and header.ordinal >= first:
                 candidates[header.ordinal] = segment
@@ -150,7 +162,7 @@ class Opener:
             space.state[segment] = SEALED
         last = end >> self.shift if open_segment >= 0 else (end >> self.shift) - 1
         for ordinal, segment in candidates.items():
-            if ordinal <= last and space.state[segment] in (ABSENT, FREE, DYING):
+            if ordinal <= last and space.state[segment] in (ABSENT, FREE):
                 space.claim(segment, ordinal)
         for address in opened.meta_addresses:
             if space.state[address >> self.shift] in (ABSENT, FREE):
@@ -158,5 +170,12 @@ class Opener:
         if open_segment >= 0:
             space.claim(open_segment, end >> self.shift)
             space.state[open_segment] = OPEN
-        highest = int(space.ordinal.max(initial=0))
-        opened.next_ordinal = max(highest, last, end >> self.shift, *candidates) + 1
+        # Positions go on without a gap: recovery and the ring both take the segment behind this one to have the next
+        # ordinal. Segments that were cut off may have it, too; they belong to an epoch that is over.
+        opened.next_ordinal = (end >> self.shift) + 1 if open_segment >= 0 else max(1, end >> self.shift)
+
+
+def _copies(words: tuple[int, ...]) -> list[list[int]]:
+    """Words that come `TABLE_COPIES` times, one list for each time."""
+    count = len(words) // TABLE_COPIES
+    return [list(words[number * count : (number + 1) * count]) for number in range(TABLE_COPIES)]

@@ -119,6 +119,12 @@ class Session:
         volume.connections += 1
 
     @property
+    def kept_bytes(self) -> int:
+        """Payload that the session holds copies of, and replies not handed over yet."""
+        waiting = sum(len(request[5]) for request in self.backlog) if self.backlog else 0
+        return waiting + self.bytes_in_flight + len(self.held)
+
+    @property
     def stalled(self) -> bool:
         return bool(self.backlog) or self.exclusive
 
@@ -197,15 +203,16 @@ class Session:
         self.engine.log.publish()
 
     def work_off(self) -> None:
-        """Go on with the backlog as far as it goes now."""
+        """Go on with the backlog as far as it goes now. Afterwards `later` holds replies, as after `submit`."""
         if self.exclusive:
             return
         while self.backlog:
             waiting = self._begin(self.backlog[0])
             if waiting is not None:
                 self.backlog[0] = waiting
-                return
+                break
             self.backlog.popleft()
+        self.engine.log.publish()  # what was answered here is sent before the next turn ends
 
     # ---- what takes longer
 
@@ -464,7 +471,13 @@ class Session:
 
     def _block_status(self, cookie: int, flags: int, offset: int, length: int) -> Work:
         try:
-            extents = yield from self.engine.reader.extents(self.volume, offset, length)
+            # An answer can have 64 KiB: for a client that takes none it is not kept, but made again when there is room.
+            while True:
+                while self.blocked:
+                    yield self.output_room
+                extents = yield from self.engine.reader.extents(self.volume, offset, length)
+                if not self.blocked:
+                    break
         except HoldfastError as error:
             self.engine.complain(f"volume {self.volume.name}: {error}")
             self._reply_error(cookie, error.errno, chunk=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     running = RunningServer(tmp_path_factory.mktemp("served") / "pool").start()
     yield running
     running.stop(expected=getattr(request.module, "EXPECTED_LOG", None))
+    shutil.rmtree(running.pool)
 
 
 @dataclass(frozen=True)

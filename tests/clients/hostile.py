@@ -29,10 +29,11 @@ class Target:
         self.name = name
         self.base = size_bytes // 2
         self.end = threading.Event()
+        self.struck: set[Hostility] = set()  # those that have done their worst at least once
 
-    def connect(self) -> RawClient:
+    def connect(self, *, structured: bool = False) -> RawClient:
         client = RawClient(self.path)
-        client.choose(self.name)
+        client.choose(self.name, structured=structured)
         return client
 
     def pause(self) -> None:
@@ -42,16 +43,24 @@ class Target:
 Hostility = Callable[[Target], None]
 
 
-def never_reads_its_replies(target: Target) -> None:
+def never_reads_simple_replies(target: Target) -> None:
     """Asks for gigabytes in requests small and large, and takes none of the answers."""
-    client = target.connect()
+    _never_read(target, structured=False, struck=never_reads_simple_replies)
+
+
+def never_reads_structured_replies(target: Target) -> None:
+    _never_read(target, structured=True, struck=never_reads_structured_replies)
+
+
+def _never_read(target: Target, *, structured: bool, struck: Hostility) -> None:
+    client = target.connect(structured=structured)
     client.socket.settimeout(_PUSH_S)
     flood = b"".join(request(READ, target.base, length) for length in (4 * KIB, 32 * MIB, 64 * KIB, 512) * 256)
     while not target.end.is_set():
         try:
             client.socket.send(flood)
         except TimeoutError:
-            continue  # the server has stopped reading: so it should
+            target.struck.add(struck)  # the server has stopped reading: so it should
     client.close()
 
 
@@ -66,6 +75,7 @@ def sends_a_byte_at_a_time(target: Target) -> None:
             client.send(bytes([byte]))
             target.pause()
         client.receive(16 + 512)
+        target.struck.add(sends_a_byte_at_a_time)
     client.close()
 
 
@@ -74,6 +84,7 @@ def vanishes_in_the_middle_of_a_payload(target: Target) -> None:
         client = target.connect()
         client.send(request(WRITE, target.base, 32 * MIB) + bytes(MIB + 77))
         client.close()
+        target.struck.add(vanishes_in_the_middle_of_a_payload)
 
 
 def floods_options(target: Target) -> None:
@@ -86,7 +97,7 @@ def floods_options(target: Target) -> None:
             while not target.end.is_set():
                 client.socket.send(flood)
         except (TimeoutError, ConnectionError):
-            pass  # thrown out, or not read from any more
+            target.struck.add(floods_options)  # thrown out, or not read from any more
         client.close()
 
 
@@ -109,6 +120,7 @@ def lies_about_lengths(target: Target) -> None:
             client = target.connect()
             client.send(request(WRITE, target.base, length) + bytes(100))
             client.close()
+        target.struck.add(lies_about_lengths)
 
 
 def writes_slowly(target: Target) -> None:
@@ -120,6 +132,7 @@ def writes_slowly(target: Target) -> None:
         for _ in range(32 * MIB // len(piece)):
             client.send(piece)
             target.pause()
+            target.struck.add(writes_slowly)
             if target.end.is_set():
                 break
         client.close()
@@ -132,6 +145,7 @@ def writes_as_fast_as_it_can(target: Target) -> None:
     while not target.end.is_set():
         client.send(request(WRITE, target.base, len(payload)) + payload)
         client.receive(16)
+        target.struck.add(writes_as_fast_as_it_can)
     client.close()
 
 
@@ -143,6 +157,7 @@ def opens_256_connections(target: Target) -> None:
             client.send(request(READ, target.base, 4 * KIB))
         for client in clients:
             client.receive(16 + 4 * KIB)
+        target.struck.add(opens_256_connections)
     for client in clients:
         client.close()
 

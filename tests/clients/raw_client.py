@@ -20,8 +20,11 @@ class RawClient:
         assert self.input.read(18) == b"NBDMAGICIHAVEOPT\x00\x03"
         self.socket.sendall(struct.pack(">I", flags))
 
-    def choose(self, name: str) -> None:
-        """Begin transmission with simple replies. Only after `flags=3`: no zeroes follow."""
+    def choose(self, name: str, *, structured: bool = False) -> None:
+        """Begin transmission. Only after `flags=3`: no zeroes follow."""
+        if structured:
+            self.send(option(8))
+            assert self.receive(20) == struct.pack(">QIII", 0x3E889045565A9, 8, 1, 0)
         self.send(option(1, name.encode()))
         assert len(self.receive(10)) == 10
 

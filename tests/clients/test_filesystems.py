@@ -24,6 +24,7 @@ from tests.conftest import Tool, missing
 pytestmark = [pytest.mark.clients, pytest.mark.slow]
 
 FILES_BYTES_MAX = 200 * MIB
+FILES_MAX = 30_000  # an inode each, and mkfs makes room for so many in an image of this size
 IMAGE_BYTES = 512 * MIB  # mkfs.xfs makes none below 300 MiB
 SOURCES = (sysconfig.get_path("stdlib"), "/usr/lib/python3", "/usr/share")
 
@@ -32,7 +33,7 @@ SOURCES = (sysconfig.get_path("stdlib"), "/usr/lib/python3", "/usr/share")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with up to 200 MiB of real files, in real directories."""
     root = tmp_path_factory.mktemp("files") / "tree"
-    left_bytes = FILES_BYTES_MAX
+    left_bytes, left_files = FILES_BYTES_MAX, FILES_MAX
     for number, source in enumerate(SOURCES):
         for directory, subdirectories, names in os.walk(source):
             subdirectories.sort()
@@ -42,7 +43,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 if path.is_symlink() or not path.is_file() or any(character.isspace() for character in str(path)):
                     continue
                 left_bytes -= path.stat().st_size
-                if left_bytes < 0:
+                left_files -= 1
+                if left_bytes < 0 or left_files < 0:
                     return root
                 target = root / str(number) / path.relative_to(source)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,7 @@ def describe(directory: Path, output: TextIO) -> None:
 
 
 def make_ext4(tool: Tool, tree: Path, image: Path) -> None:
-    run(tool("mkfs.ext4"), "-q", "-d", tree, image, f"{IMAGE_BYTES // 1024}k")
+    run(tool("mkfs.ext4"), "-q", "-N", 2 * FILES_MAX, "-d", tree, image, f"{IMAGE_BYTES // 1024}k")
 
 
 def make_xfs(tool: Tool, tree: Path, image: Path) -> None:

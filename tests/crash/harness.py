@@ -1,7 +1,7 @@
 """The real server in a process of its own, to be killed, and a small NBD client that survives it.
 
-Everything here is real: files, sockets, signals.  The client is one thread around `select`: it keeps requests in flight on
-several connections at once, and after a kill it still takes the replies that the server had sent before it died, for
+Everything here is real: files, sockets, signals.  The client is one thread around `select`: it keeps requests in flight
+on several connections at once, and after a kill it still takes the replies that the server had sent before it died, for
 what was answered is what was promised.
 """
 
@@ -293,7 +293,7 @@ def read_volume(pool: Path, export: str) -> bytearray:
 
 
 def read_blocks(pool: Path, export: str) -> tuple[bytearray, list[int]]:
-    """All of a volume, block by block where a longer read fails; returns the content and the lbas that cannot be read."""
+    """All of a volume, block by block where a longer read fails; returns the content and the unreadable lbas."""
     connection = Connection(pool, export)
     content = bytearray(connection.size_bytes)
     bad: list[int] = []

@@ -1,8 +1,8 @@
 """Random load on the volumes of a pool, all of it known to the oracles.
 
-Writes of 4 KiB to 256 KiB and unaligned ones down to a byte, trims, zeroes with and without allocation, flushes, FUA, and
-reads that are compared at once.  Everything random comes from one generator.  What the server makes of it depends on the
-scheduling of two processes as well, so a seed replays the requests, not the crash.
+Writes of 4 KiB to 256 KiB and unaligned ones down to a byte, trims, zeroes with and without allocation, flushes, FUA,
+and reads that are compared at once.  Everything random comes from one generator.  What the server makes of it depends
+on the scheduling of two processes as well, so a seed replays the kind of load, not the crash.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ WINDOW_BYTES = 256 * KIB
 
 @dataclass(slots=True)
 class Target:
-    """A volume under load. Requests go to windows of 256 KiB at the start of every `stride_bytes`: a large stride spreads
-    a small load over many leaves of the map."""
+    """A volume under load. Requests go to windows of 256 KiB, one at the start of every `stride_bytes`: a large stride
+    spreads a small load over many leaves of the map."""
 
     name: str
     oracle: VolumeOracle
@@ -53,6 +53,12 @@ class Load:
             (Connection(pool, target.name), target) for target in targets for _ in range(connections)
         ]
         self._ends: dict[tuple[Connection, int], Callable[[Answer], None]] = {}
+
+    def wipe(self, target: Target) -> None:
+        """Trim a whole volume, as the first request of a Load: all its segments die."""
+        connection = next(connection for connection, its in self._connections if its is target)
+        size_bytes = target.oracle.size_bytes
+        self._change(connection, target.oracle, CMD_TRIM, 0, size_bytes, bytes(size_bytes), 0)
 
     def run(self, answers: int) -> None:
         """Keep all connections busy until so many requests were answered."""

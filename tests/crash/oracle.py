@@ -1,11 +1,11 @@
 """What a volume may hold after a crash: the history of each of its cells.
 
-A **cell** is 512 bytes.  It is smaller than the server's blocks on purpose: two writes in flight at once may then share a
-block without sharing a cell, and whether the server's read-modify-write loses one of them shows.  Whoever puts load on a
-volume has at most one change of a cell in flight, so the order of the changes of a cell is known, whatever the order in
-which the server takes the requests of different connections.
+A **cell** is 512 bytes.  It is smaller than the server's blocks on purpose: two writes in flight at once may then share
+a block without sharing a cell, and whether the server's read-modify-write loses one of them shows.  Whoever puts load
+on a volume has at most one change of a cell in flight, so the order of the changes of a cell is known, whatever the
+order in which the server takes the requests of different connections.
 
-Cells describe themselves: volume, cell number, generation, and a pattern made of these; a failure says what a cell holds.
+Cells describe themselves: volume, cell number, generation, and a pattern made of these; a failure says what one holds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def describe(volume: int, cell: int, content: bytes) -> str:
     whole = pattern(head >> 48, (head & (1 << 48) - 1) * CELL_BYTES, CELL_BYTES, generation) if head >> 48 < 16 else b""
     if content != whole:
         return f"a mixture or garbage that begins with {content[:16].hex()}"
-    place = "" if (head >> 48, head & (1 << 48) - 1) == (volume, cell) else f" of volume {head >> 48}, cell {head & (1 << 48) - 1}"
+    owner = (head >> 48, head & (1 << 48) - 1)
+    place = "" if owner == (volume, cell) else f" of volume {owner[0]}, cell {owner[1]}"
     return f"generation {generation}{place}"
 
 
@@ -114,7 +115,7 @@ class VolumeOracle:
     # ---- after it came back
 
     def is_durable(self, change: Change) -> bool:
-        return 0 < change.acknowledged and (change.fua or change.acknowledged <= self.flushed)
+        return change.acknowledged > 0 and (change.fua or change.acknowledged <= self.flushed)
 
     def check_acknowledged(self, found: bytearray) -> None:
         """Promise 2: each cell holds its last acknowledged change, or the one that was in flight."""
@@ -171,7 +172,8 @@ class VolumeOracle:
 
     def _complaint(self, cell: int, found: bytearray, what: str) -> str:
         lines = [f"volume {self.volume}, cell {cell} (block {cell // 8}): {what}"]
-        lines.append(f"  found: {describe(self.volume, cell, bytes(found[cell * CELL_BYTES : (cell + 1) * CELL_BYTES]))}")
+        holds = bytes(found[cell * CELL_BYTES : (cell + 1) * CELL_BYTES])
+        lines.append(f"  found: {describe(self.volume, cell, holds)}")
         digest = _digest_in(found, cell)
         for who, its in self.histories.get(cell, []):
             state = "as it was" if who is None else f"change {who.number} of {len(self.changes)} ({who.what})"
@@ -189,8 +191,8 @@ class VolumeOracle:
             newest = max(newest, (numbers[at[0]], cell))
             oldest = min(oldest, (numbers[at[-1] + 1], cell))
         return (
-            f"volume {self.volume} is a mixture: cell {newest[1]} holds change {newest[0]}, but cell {oldest[1]} lacks change "
-            f"{oldest[0]}; flushed were {floor} of {len(self.changes)}"
+            f"volume {self.volume} is a mixture: cell {newest[1]} holds change {newest[0]}, but cell {oldest[1]} lacks "
+            f"change {oldest[0]}; flushed were {floor} of {len(self.changes)}"
         )
 
 

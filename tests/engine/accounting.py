@@ -16,6 +16,7 @@ def check_accounts(world: World) -> None:
     engine = world.engine
     # A commit that is open is not counted yet; and a checkpoint leaves nothing half done.
     world.run(engine.checkpoint())
+    world.settle()
     live = np.zeros(engine.space.capacity_segments, np.int64)
     shift = engine.space.segment_shift
     for address in engine.checkpointer.meta_addresses:

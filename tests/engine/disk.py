@@ -102,7 +102,10 @@ class SeededDisk:
 
     def complete_one(self) -> None:
         """Finish one of the operations in flight, any of them."""
-        io, digest = self.in_flight.pop(self.rng.randrange(len(self.in_flight)))
+        self.complete(self.rng.randrange(len(self.in_flight)))
+
+    def complete(self, index: int) -> None:
+        io, digest = self.in_flight.pop(index)
         assert self._digest(io) == digest, f"{io}: the bytes changed while they were being written"
         self._perform(io)
         assert io.done is not None

@@ -24,6 +24,7 @@ class Version:
     content: bytes
     begun: int
     ended: int = NEVER
+    safe: bool = False  # must survive a crash; what is older may be read by whoever began before, but not be recovered
 
 
 class Model:
@@ -60,15 +61,16 @@ class Model:
         self.blocks[key].remove(version)
 
     def must_survive(self, moment: int) -> None:
-        """All changes that ended before `moment` are there to stay: forget what they replaced."""
+        """All changes that ended before `moment` are there to stay."""
         for chain in self.blocks.values():
-            keep = max((index for index, version in enumerate(chain) if version.ended <= moment), default=0)
-            del chain[:keep]
+            for version in reversed(chain):
+                if version.ended <= moment:
+                    version.safe = True
+                    break
 
     def must_survive_change(self, begun: Mapping[Key, Version]) -> None:
-        for key, version in begun.items():
-            chain = self.blocks[key]
-            del chain[: next(index for index, other in enumerate(chain) if other is version)]
+        for version in begun.values():
+            version.safe = True
 
     def may_read(self, key: Key, since: int) -> list[bytes]:
         """What a read that began at `since` and ends now may find: what was there then, or anything later."""
@@ -97,8 +99,9 @@ class Model:
 
     def _spans(self, key: Key, content: bytes, since: int) -> Iterable[tuple[int, int]]:
         chain = self.blocks[key]
+        first = max((index for index, version in enumerate(chain) if version.safe), default=0)
         for index, version in enumerate(chain):
-            if version.content == content:
+            if index >= first and version.content == content:
                 stop = chain[index + 1].ended if index + 1 < len(chain) else NEVER
                 if stop > max(version.begun, since):
                     yield max(version.begun, since), stop

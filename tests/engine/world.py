@@ -85,6 +85,7 @@ class World:
         )
         self.ring: memoryview | None = None
         self.boot = 1
+        self.life = 0  # how many engines there were before this one
         self.clients: list[Client] = []
         self.with_answers: list[Client] = []
         self.released = False
@@ -93,7 +94,7 @@ class World:
         self.failures: list[HoldfastError] = []
         self.engine: Engine
         self.pages = pages
-        self.awaited: list[Callable[[], bool]] = []
+        self.awaited = 0  # calls back that are still to come
 
     # ---- life
 
@@ -150,10 +151,10 @@ class World:
 
     def server_dies(self) -> None:
         """kill -9: the ring stays as it is at this moment, and the disk does what it likes with what is in flight."""
-        assert self.ring is not None
-        kept = aligned_buffer(self.ring_bytes)
-        kept[:] = self.ring  # a copy: whatever the abandoned engine's generators still do must not reach it
-        self.ring = kept
+        if self.ring is not None:
+            kept = aligned_buffer(self.ring_bytes)
+            kept[:] = self.ring  # a copy: whatever the abandoned engine's generators still do must not reach it
+            self.ring = kept
         self.disk.server_dies()
         self._forget()
 
@@ -166,7 +167,8 @@ class World:
     def _forget(self) -> None:
         self.clients.clear()
         self.with_answers.clear()
-        self.awaited.clear()
+        self.awaited = 0
+        self.life += 1
         self.failures.clear()
         self.released = False
 
@@ -204,17 +206,24 @@ class World:
         else:
             self.tick()
 
-    def settle(self) -> None:
-        """Go on until nobody waits for anything. Raises AssertionError if that does not come."""
+    def settle(self, until: Callable[[], bool] | None = None) -> None:
+        """Go on until nobody waits for anything, or `until` holds. Raises AssertionError if that does not come."""
+        quiet = self.quiet
+        until = until or quiet
         idle_ticks = 0
         for _ in range(STEPS_MAX):
             if self.turn():
                 continue
+            if until is not quiet and until():
+                return
             if self.disk.in_flight:
                 self.disk.complete_one()
                 idle_ticks = 0
-            elif self.quiet():
+            elif quiet():
                 return
+            elif any(client.session.blocked for client in self.clients):
+                for client in self.clients:
+                    client.read_again()  # every client reads its replies some time
             else:
                 self.tick()
                 idle_ticks += 1
@@ -226,7 +235,7 @@ class World:
             not len(self.engine.scheduler.tasks)
             and self.engine.flusher.idle
             and not any(client.waiting for client in self.clients)
-            and all(ready() for ready in self.awaited)
+            and not self.awaited
         )
 
     def who_waits(self) -> str:
@@ -246,12 +255,15 @@ class World:
         """Begin something that calls back; the list holds what it was called back with. `settle` waits for it."""
         outcome: list[Any] = []
 
+        life = self.life
+
         def answered(value: Any) -> None:
             outcome.append(value)
+            self.awaited -= life == self.life
             if failures is not None and isinstance(value, HoldfastError):
                 failures.append(value)
 
-        self.awaited.append(lambda: bool(outcome))
+        self.awaited += 1
         begin(answered)
         return outcome
 
@@ -262,7 +274,7 @@ class World:
     def run(self, work: Work) -> Any:
         """Run a generator of the engine to its end; raises the HoldfastError that it ends with."""
         outcome = self.spawn(work)
-        self.settle()
+        self.settle(lambda: bool(outcome))
         if isinstance(outcome[0], HoldfastError):
             raise outcome[0]
         return outcome[0]

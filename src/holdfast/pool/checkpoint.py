@@ -29,6 +29,7 @@ from holdfast.pool.block import ADDRESS_MASK, KIND_META, SEED_META, VOLUME_SHIFT
 from holdfast.pool.space import SEALED, SpaceTable
 from holdfast.pool.superblock import INDEX_WORDS_MAX, Superblock, encode_superblock
 from holdfast.pool.tables import (
+    TABLE_COPIES,
     TABLE_INDEX,
     TABLE_SPACE,
     TABLE_VOLUMES,
@@ -107,10 +108,14 @@ class Checkpointer:
         rows = [dataclasses.replace(row, root=self._root_of(row.volume_id)) for row in rows]
         volume_table = encode_volume_table(rows)
         space_table = space.encode(live)
-        words = yield from self._append_table(TABLE_VOLUMES, volume_table)
-        words += yield from self._append_table(TABLE_SPACE, space_table)
+        words: list[int] = []
+        for _ in range(TABLE_COPIES):
+            words += yield from self._append_table(TABLE_VOLUMES, volume_table)
+            words += yield from self._append_table(TABLE_SPACE, space_table)
         index = struct.pack(f"<{len(words)}Q", *words)
-        index_words = yield from self._append_table(TABLE_INDEX, index)
+        index_words: list[int] = []
+        for _ in range(TABLE_COPIES):
+            index_words += yield from self._append_table(TABLE_INDEX, index)
         if len(index_words) > INDEX_WORDS_MAX:
             raise CorruptionError(f"the pool's tables need {len(words)} blocks, more than the superblock can name")
         log.seal_commit()

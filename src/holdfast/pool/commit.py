@@ -8,7 +8,7 @@ Header, 4096 bytes, little endian:
     0       8     magic "HFCOMMIT"
     8       8     check: XXH3-64 of bytes 16..4095, seed COMMIT_SEED
     16      8     pool tag: the first 8 bytes of the pool's UUID
-    24      8     epoch: grows by one each time the pool is opened
+    24      8     epoch: another one each time the pool is opened; the lower half of it is random
     32      8     position: of this header in the log
     40      8     durable position: everything below it was on stable storage when this header was sealed
     48      4     entry count, 1..252

@@ -14,6 +14,7 @@ data blocks stay where they are, and read as errors.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import numpy as np
 
@@ -22,8 +23,11 @@ from holdfast.pool.block import KIND_COMMIT, KIND_HOLE, STORED_KINDS, EntryArray
 from holdfast.pool.commit import COMMIT_MAGIC, COMMIT_SEED, CommitHeader, decode_commit_header, mend_single_byte
 from holdfast.pool.segment import (
     FIRST_COMMIT_OFFSET,
+    FOOTER_MAGIC,
+    FOOTER_SEED,
     SEGMENT_MAGIC,
     SEGMENT_SEED,
+    SegmentFooter,
     SegmentHeader,
     decode_segment_footer,
     decode_segment_header,
@@ -132,12 +136,30 @@ class LogScanner:
             and block + 1 + header.block_count < self.segment_blocks
         )
 
+    def _is_footer_of(self, footer: SegmentFooter | None, ordinal: int) -> TypeGuard[SegmentFooter]:
+        """True if the segment was sealed with this ordinal, and in this epoch: where the log was cut off and went on in
+        the same segment, the footer that it had before that is still there, and lists commits that are not."""
+        return (
+            footer is not None and footer.tag == self.tag and footer.epoch == self.epoch and footer.ordinal == ordinal
+        )
+
+    def _mended_footer(self, segment: int) -> Work:
+        """The footer of a segment, a changed byte in it put right, or None."""
+        raw = yield from self.read(segment, self.segment_blocks - 1, 1)
+        footer = decode_segment_footer(raw, self.segment_blocks)
+        if footer is None:
+            mended = mend_single_byte(raw, FOOTER_MAGIC, FOOTER_SEED)
+            footer = None if mended is None else decode_segment_footer(mended, self.segment_blocks)
+            if footer is not None:
+                self.findings.append(f"segment {segment:08x}: its footer had a damaged byte")
+        return footer
+
     def summary(self, segment: int, ordinal: int) -> Work:
         """All entries of a sealed segment with the block offset behind its last commit, or None where there is no
         usable summary."""
         raw = yield from self.read(segment, self.segment_blocks - 1, 1)
         footer = decode_segment_footer(raw, self.segment_blocks)
-        if footer is None or footer.tag != self.tag or footer.ordinal != ordinal or footer.entry_count == 0:
+        if not self._is_footer_of(footer, ordinal) or footer.entry_count == 0:
             return None
         blocks = yield from self.read(segment, footer.summary_offset, summary_blocks(footer.entry_count))
         entries = decode_summary(blocks, footer)
@@ -184,6 +206,11 @@ class LogScanner:
                 break
         yield from self._gather_evidence(tail)
         yield from self._cut_torn_commits(tail)
+        if tail.end < tail.durable:
+            raise CorruptionError(
+                f"the log ends at position {tail.end:#x}, but was durable up to {tail.durable:#x}: a segment file "
+                "behind its end is damaged beyond mending or missing; restore it from a backup"
+            )
         yield from self._rebuild_summary(tail)
         tail.findings = self.findings
         return tail
@@ -193,16 +220,9 @@ class LogScanner:
         while True:
             header = yield from self.commit_at(segment, ordinal, block)
             if header is None:
-                footer = decode_segment_footer(
-                    (yield from self.read(segment, self.segment_blocks - 1, 1)), self.segment_blocks
-                )
-                if (
-                    footer is not None
-                    and footer.ordinal == ordinal
-                    and footer.commits_end == block
-                    and footer.tag == self.tag
-                ):
-                    return ordinal + 1 << self.shift  # sealed, without a summary
+                footer: SegmentFooter | None = yield from self._mended_footer(segment)
+                if self._is_footer_of(footer, ordinal) and footer.commits_end == block:
+                    return ordinal + 1 << self.shift  # sealed, without a summary that can be used
                 proof = yield from self._durable_behind(tail, segment, ordinal, block)
                 if proof <= (ordinal << self.shift | block):
                     return ordinal << self.shift | block

@@ -22,7 +22,7 @@ files that exist when the pool is opened.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,7 @@ class SpaceTable:
         self.absent: deque[int] = deque(range(capacity_segments))
         self.preparing: set[int] = set()
         self.host_full = False  # the last attempt to make a segment file failed
+        self.on_unpinned: Callable[[], None] = lambda: None  # a free segment can be taken that could not before
         self._readers: dict[int, int] = {}
 
     @property
@@ -94,6 +95,8 @@ class SpaceTable:
             self._readers[segment] = left
         else:
             del self._readers[segment]
+            if self.state[segment] == FREE:
+                self.on_unpinned()
 
     def take_absent(self) -> int | None:
         """The next segment to prepare, or None."""
@@ -138,10 +141,13 @@ class SpaceTable:
         return rows.tobytes()
 
     def decode(self, raw: bytes, files: Iterable[int]) -> None:
-        """Take over a stored table. `files` are the segment files that exist, whole, in the directory."""
+        """Take over a stored table. `files` are the segment files that exist, whole, in the directory.
+
+        What the table calls dying came free when its checkpoint was durable, which it is; it may be in use again.
+        """
         rows = np.frombuffer(raw, ROW_DTYPE, min(self.capacity_segments, len(raw) // ROW_DTYPE.itemsize))
         self.live[: len(rows)] = rows["live"]
-        self.state[: len(rows)] = rows["state"]
+        self.state[: len(rows)] = np.where(rows["state"] == DYING, ABSENT, rows["state"])
         self.ordinal[: len(rows)] = rows["ordinal"]
         present = set(files)
         self.free.clear()

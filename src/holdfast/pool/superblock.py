@@ -27,7 +27,7 @@ Slot, 4096 bytes, little endian:
     100     4     zero
     104     3992  index words: map entries (KIND_META, TABLE_INDEX) of the index blocks. The index blocks, taken
                   together, are an array of map entries: of the blocks of the volume table, then of those of the space
-                  table.
+                  table, then all of these again for the second copies. The index words, too, come twice.
 """
 
 from __future__ import annotations

@@ -27,6 +27,9 @@ from dataclasses import dataclass
 from holdfast.errors import CorruptionError
 from holdfast.units import BLOCK_SIZE_BYTES
 
+# A pool cannot be opened without its tables, so each block of them is stored twice and a damaged one costs nothing.
+TABLE_COPIES = 2
+
 TABLE_INDEX = 1
 TABLE_VOLUMES = 2
 TABLE_SPACE = 3

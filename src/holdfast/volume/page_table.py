@@ -74,6 +74,9 @@ class PageTable:
             finally:
                 if parent >= 0:
                     cache.children[parent] -= 1
+                # Whoever found every slot taken by pages on their way in: this one can be evicted now, or it was
+                # given back.
+                self.page_room.wake()
             cache.install(slot, key, parent)
             return slot
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from holdfast.errors import CorruptionError
 from holdfast.pool.block import (
     ADDRESS_BITS,
     ADDRESS_MASK,
@@ -45,12 +46,14 @@ class Replayer:
         volumes: dict[int, Volume],
         *,
         write_pages: Callable[[], Work],
+        findings: list[str],
     ) -> None:
         self.cache = cache
         self.table = table
         self.space = space
         self.volumes = volumes
         self.entries_applied = 0
+        self._findings = findings
         self._write_pages = write_pages  # makes dirty pages clean by appending them to the new end of the log
 
     def replay(self, commits: list[FoundCommit]) -> Work:
@@ -98,7 +101,14 @@ class Replayer:
             volume = self.volumes.get(owner >> VOLUME_SHIFT)
             if volume is None:
                 continue  # removed by a checkpoint that came after it
-            slot = yield from self._writable_leaf(volume, (owner & LBA_MASK) >> PAGE_SHIFT)
+            try:
+                slot = yield from self._writable_leaf(volume, (owner & LBA_MASK) >> PAGE_SHIFT)
+            except CorruptionError as error:
+                # The rest of the pool must come up all the same. What should have gone into the page stays in the log,
+                # counted as live, so that a repair from the reverse map still finds it.
+                self.space.count_blocks(words[start:stop] & _U64(ADDRESS_MASK))
+                self._findings.append(str(error))
+                continue
             inside = (owners[start:stop] & _U64(PAGE_MASK)).astype(np.intp)
             self._replace(volume, slot, inside, words[start:stop])
 
@@ -109,7 +119,11 @@ class Replayer:
         lba, stop = owner & LBA_MASK, (owner & LBA_MASK) + count
         while lba < stop:
             leaf_end = min(stop, (lba >> PAGE_SHIFT) + 1 << PAGE_SHIFT)
-            slot = yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=False)
+            try:
+                slot = yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=False)
+            except CorruptionError as error:
+                self._findings.append(str(error))
+                slot = -1
             if slot >= 0:
                 slot = yield from self._writable_leaf(volume, lba >> PAGE_SHIFT)
                 inside = np.arange(lba & PAGE_MASK, (lba & PAGE_MASK) + leaf_end - lba)

@@ -112,7 +112,9 @@ class Log:
         self.position = self.sealed = self.durable = self.start = position
         self.address = segment << self.shift | self.offset
         self._slot_at = position % self.ring.blocks * BLOCK_SIZE_BYTES
-        self._summary = None if summary is None else bytearray(summary)
+        # Over the limit the segment went without a summary before, and may hold more commits than leave room for one.
+        usable = summary is not None and len(summary) <= self._summary_limit
+        self._summary = bytearray(summary) if summary is not None and usable else None
         self.window = {segment: self.ordinal}
         self.ring.set_window(self.ordinal, segment)
 

@@ -13,8 +13,8 @@ Layout, little endian; the first 8192 bytes are the ring's header:
     offset  size  field
     0       64    identity (again at 512): magic "HFRINGID", check, pool tag, epoch, ring blocks u32, blocks of a
                   segment u32, boot tag (which run of the kernel the memory belongs to), 16 zero bytes
-    1024    96    publication with an even sequence (again at 1280)
-    2048    96    publication with an odd sequence (again at 2304)
+    1024    56    publication with an even sequence (again at 1280)
+    2048    56    publication with an odd sequence (again at 2304)
     4096    2048  window (again at 6144): row `ordinal % 128` is ordinal u64, segment id u32, check u32
     8192    ...   the slots
 

@@ -6,7 +6,8 @@ set -euo pipefail
 
 PATH=$PATH:/usr/sbin:/sbin # mkfs and fsck live there, and an ordinary user's PATH often lacks it
 
-step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+if [[ -t 1 ]]; then BOLD=$'\033[1m' PLAIN=$'\033[0m'; else BOLD='' PLAIN=''; fi
+step() { printf '\n%s%s%s\n' "$BOLD" "$*" "$PLAIN"; }
 note() { printf '    %s\n' "$*"; }
 wrong() {
     printf 'demo: WRONG: %s\n' "$*" >&2
@@ -28,10 +29,14 @@ SERVER='' LOAD='' DIARY=''
 
 clean_up() {
     local pid
-    for pid in $LOAD $DIARY $SERVER; do
+    for pid in $LOAD $DIARY; do
         kill -9 "$pid" 2>/dev/null || true # it may have ended already
         wait "$pid" 2>/dev/null || true
     done
+    if [[ -n $SERVER ]]; then
+        kill "$SERVER" 2>/dev/null || true # a clean end, so that its ring does not stay behind in shared memory
+        timeout 10 tail --pid="$SERVER" -f /dev/null || kill -9 "$SERVER" 2>/dev/null || true
+    fi
     rm -rf "$SCRATCH"
 }
 trap clean_up EXIT
@@ -65,7 +70,7 @@ step "2. A filesystem with real files goes into disk0"
 LIBRARY=$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 mkdir "$SCRATCH/files"
 tar -C "$LIBRARY" --exclude=site-packages --exclude=dist-packages --exclude=__pycache__ -cf - . | tar -C "$SCRATCH/files" -xf -
-mkfs.ext4 -q -N 65536 -d "$SCRATCH/files" "$SCRATCH/image" 512M 2>"$SCRATCH/mkfs.log" ||
+mkfs.ext4 -q -N 65536 -d "$SCRATCH/files" "$SCRATCH/image" 512M >"$SCRATCH/mkfs.log" 2>&1 ||
     wrong "no image: $(tail -1 "$SCRATCH/mkfs.log")"
 note "an ext4 image of 512 MiB with $(find "$SCRATCH/files" -type f | wc -l) files of $LIBRARY"
 holdfast copy --verify "$SCRATCH/image" "$POOL/disk0" | sed 's/^/    holdfast copy: /'
@@ -74,9 +79,12 @@ note "disk0 has 10 GiB and takes $MAPPED MiB: what is not written takes nothing"
 [[ $MAPPED -gt 0 && $MAPPED -lt 512 ]] || wrong "disk0 is not thin"
 
 step "3. Load: fio on disk0 behind the filesystem, and a diary that notes what was acknowledged"
-(cd "$SCRATCH" && exec fio --name=load --ioengine=nbd --uri="$(uri disk0)" --rw=randwrite --bssplit=4k/60:16k/30:64k/10 \
-    --offset=1G --size=4G --iodepth=32 --rate=60m --time_based --runtime=60 >"$SCRATCH/fio.log" 2>&1) &
+# One process (--thread), so that it can be killed as one; and what it says goes nowhere, because once its server is dead
+# fio says the same line for ever, as fast as the disk takes it.
+fio --thread --name=load --ioengine=nbd --uri="$(uri disk0)" --rw=randwrite --bssplit=4k/60:16k/30:64k/10 \
+    --offset=1G --size=4G --iodepth=32 --rate=60m --time_based --runtime=60 >/dev/null 2>&1 &
 LOAD=$!
+touch "$SCRATCH/acknowledged"
 # Entry number N goes to a block of its own somewhere in the 1 TiB.  Only once it is acknowledged N is noted.
 cat >"$SCRATCH/entries.py" <<'ENTRIES'
 BLOCKS = 1 << 28
@@ -96,19 +104,18 @@ except nbd.Error:
     pass  # the server was killed: that is what this is about
 " 2>/dev/null &
 DIARY=$!
-until [[ $(wc -l <"$SCRATCH/acknowledged" 2>/dev/null || echo 0) -gt 5000 ]]; do
+until [[ $(wc -l <"$SCRATCH/acknowledged") -gt 5000 ]]; do
     kill -0 "$DIARY" 2>/dev/null || wrong "the diary ended early"
-    kill -0 "$LOAD" 2>/dev/null || wrong "fio ended early: $(tail -3 "$SCRATCH/fio.log")"
+    kill -0 "$LOAD" 2>/dev/null || wrong "fio ended early"
     sleep 0.1
 done
 
+note "fio keeps 32 writes in flight; disk0 takes $(mapped_mib disk0) MiB by now"
+
 step "4. kill -9"
-kill -9 "$SERVER"
-wait "$SERVER" 2>/dev/null || true # 137, as it should be
-SERVER=''
-wait "$DIARY" 2>/dev/null || true
-wait "$LOAD" 2>/dev/null || true
-LOAD='' DIARY=''
+kill -9 "$SERVER" "$LOAD"
+wait "$SERVER" "$LOAD" "$DIARY" 2>/dev/null || true # 137, as it should be
+SERVER='' LOAD='' DIARY=''
 ENTRIES=$(wc -l <"$SCRATCH/acknowledged")
 note "the server is dead; the diary has $ENTRIES acknowledged entries, and nobody had asked for a flush"
 

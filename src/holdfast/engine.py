@@ -79,6 +79,7 @@ class Engine:
         self.by_name: dict[str, Volume] = {}
         self.next_volume_id = superblock.next_volume_id
         self.findings: list[str] = []
+        self._recovered = False  # the space table is what the log says: segments may be prepared and opened
         self.opened = False
         self.closing = False
         self.read_buffer_bytes_left = options.memory.read_buffer_bytes
@@ -163,6 +164,7 @@ class Engine:
         else:
             self.log.start_empty(next_ordinal=opened.next_ordinal)
         self.flusher.durable = self.flusher.written = self.flusher.issued = self.log.durable
+        self._recovered = True
         replayer = Replayer(
             self.cache,
             self.table,
@@ -174,8 +176,8 @@ class Engine:
         yield from replayer.replay(opened.commits)
         if opened.commits:
             log_output.info("replayed %d entries of %d commits", replayer.entries_applied, len(opened.commits))
-        self.opened = True
         yield from self._checkpoint(clean=False, epoch=self.log.epoch)
+        self.opened = True
         for volume in list(self.volumes.values()):
             if volume.removing:
                 self.scheduler.spawn(_guarded(self._remove(volume)), f"remove {volume.name}")
@@ -205,7 +207,7 @@ class Engine:
             or len(self.cache.dirty) >= self.cache.dirty_soft_limit
             or self.page_room.tasks
             or self._maintenance_wanted
-        ) and self.opened:
+        ) and self._recovered:
             self._maintained_ordinal = self.log.ordinal
             self._maintenance_wanted = False
             self._maintain()
@@ -239,7 +241,7 @@ class Engine:
             self.scheduler.spawn(_guarded(self._checkpoint(clean=False)), "checkpoint", self._checkpoint_done)
 
     def _checkpoint_due(self) -> bool:
-        if self.closing:
+        if self.closing or not self.opened:
             return False
         if self.cache.dirty_pages >= self.cache.dirty_soft_limit or (self.page_room.tasks and self.cache.dirty_pages):
             return True
@@ -349,6 +351,8 @@ class Engine:
         if room is Room.RING_FULL:
             yield self.ring_room
         else:
+            if room is Room.NO_SPACE and not self.opened:
+                raise NoSpaceError("the pool has no segment left for its own metadata; serve it with more --capacity")
             if room is Room.NO_SPACE:
                 log_output.error("no segment left for metadata: the checkpoint waits for space to be freed")
             yield self.segment_room

@@ -396,9 +396,9 @@ def _run_in_loop(
 
 
 @contextmanager
-def offline(path: str) -> Iterator[OfflinePool]:
-    """Open a pool that nobody serves; it is closed cleanly at the end. Raises HoldfastError."""
-    pool = ServedPool(path, EventLoop(), PoolOptions(), create=False)
+def offline(path: str, *, create: bool = False) -> Iterator[OfflinePool]:
+    """Open a pool that nobody serves, or make it; it is closed cleanly at the end. Raises HoldfastError."""
+    pool = ServedPool(path, EventLoop(), PoolOptions(), create=create)
     clean = False
     try:
         _run_in_loop(pool.loop, pool.start)
@@ -407,6 +407,7 @@ def offline(path: str) -> Iterator[OfflinePool]:
         clean = True
     finally:
         pool.release(clean=clean)
+        pool.loop.dispose()
 
 
 def _notify_systemd(state: str) -> None:

@@ -296,6 +296,7 @@ class Session:
             pieces.pending -= 1
             pieces.errno = pieces.errno or errno
             self._piece_ended(cookie, pieces)
+            self._after_answer()  # without an answer as well: the next piece may have waited for what this one held
 
         if pieces is not None:
             pieces.pending += 1

@@ -2,44 +2,88 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from holdfast.errors import PoolBusyError
+from holdfast.control.api import PoolStatus
+from holdfast.control.client import ControlClient
+from holdfast.runtime.lock import PoolLock
 from holdfast.units import GIB, MIB
 
-from .conftest import FakeServer, Run, ServeOptions
+from .conftest import Run
 
 
-def test_options_reach_the_server(run: Run, server: FakeServer, tmp_path: Path) -> None:
-    result = run(
-        "serve", tmp_path / "new", "--volume", "disk0=10G", "--volume", "b=1T", "--nbd", "unix:/x/y", "--nbd",
-        "tcp:[::1]:10809", "--memory", "64M", "--capacity", "1G", "--segment-size", "4M", "--preallocate",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.stderr
-    assert server.served == [
-        ServeOptions(
-            pool=str(tmp_path / "new"),
-            volumes=[("disk0", 10 * GIB), ("b", 1024 * GIB)],
-            listen=["unix:/x/y", "tcp:[::1]:10809"],
-            memory_bytes=64 * MIB,
-            capacity_bytes=GIB,
-            segment_size_bytes=4 * MIB,
-            preallocate=True,
-        )
-    ]
+@contextmanager
+def serving(*arguments: object) -> Iterator[list[str]]:
+    """`holdfast serve` with these arguments, as a process; gives the words of its ready line."""
+    words = [sys.executable, "-m", "holdfast.cli.main", "serve", *map(str, arguments)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ready = process.stdout.readline().split()
+        try:
+            yield ready
+        finally:
+            process.terminate()
+            _, said = process.communicate()
+        assert (process.returncode, "Traceback" in said) == (0, False), said
 
 
-def test_a_bare_pool_is_enough(run: Run, server: FakeServer, tmp_path: Path) -> None:
-    assert run("serve", tmp_path).exit_code == 0
-    (options,) = server.served
-    assert options.memory_bytes is not None
-    assert 0 < options.memory_bytes <= 256 * MIB
-    assert (options.volumes, options.listen, options.capacity_bytes) == ([], [], None)
+def status_of(pool: Path) -> PoolStatus:
+    client = ControlClient.connect_if_served(pool)
+    assert client is not None
+    with client:
+        return client.status()
 
 
-def test_options_that_make_no_sense_are_one_line(run: Run, server: FakeServer, tmp_path: Path) -> None:
+def test_options_reach_the_server(tmp_path: Path) -> None:
+    pool = tmp_path / "new"
+    with serving(
+        pool, "--volume", "disk0=10G", "--volume", "b=1T", "--nbd", f"unix:{tmp_path}/x", "--nbd", "tcp:127.0.0.1:0",
+        "--memory", "64M", "--capacity", "64M", "--segment-size", "1M", "--preallocate",
+    ) as ready:  # fmt: skip
+        status = status_of(pool)
+        with ControlClient(pool / "control.sock") as client:
+            volumes = client.volumes()
+    assert [(volume.name, volume.size_bytes) for volume in volumes] == [("disk0", 10 * GIB), ("b", 1024 * GIB)]
+    assert (status.capacity_bytes, status.segment_size_bytes) == (64 * MIB, MIB)
+    assert status.memory.budget_bytes == 64 * MIB
+    assert status.listening[0] == f"unix:{tmp_path}/x"
+    assert status.listening[1].startswith("tcp:127.0.0.1:")
+    assert ready == ["ready", *(uri for volume in volumes for uri in volume.uris)]
+
+
+def test_a_bare_pool_is_enough(tmp_path: Path) -> None:
+    with serving(tmp_path / "pool") as ready:
+        status = status_of(tmp_path / "pool")
+    assert ready == ["ready", f"unix:{tmp_path}/pool/nbd.sock"]
+    assert 0 < status.memory.budget_bytes <= 256 * MIB
+    assert (status.volumes, status.listening) == (0, [f"unix:{tmp_path}/pool/nbd.sock"])
+    assert status.capacity_bytes > 0
+
+
+def test_a_pool_is_served_again_without_a_word_about_it(pool: Path) -> None:
+    with serving(pool, "--volume", "disk0=1G"):
+        pass
+    with serving(pool) as ready:
+        assert ready == ["ready", f"nbd+unix:///disk0?socket={pool}/nbd.sock"]
+
+
+def test_a_volume_that_has_another_size_is_not_touched(run: Run, pool: Path) -> None:
+    with serving(pool, "--volume", "disk0=1G"):
+        pass
+    words = [sys.executable, "-m", "holdfast.cli.main", "serve", str(pool), "--volume", "disk0=2G"]
+    refused = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert refused.stderr.startswith("holdfast: volume 'disk0' exists with 1G, not 2G; ")
+    assert json.loads(run("volume", "show", pool, "--json").stdout)["size_bytes"] == GIB
+
+
+def test_options_that_make_no_sense_are_one_line(run: Run, tmp_path: Path) -> None:
     for arguments in (
         ("--volume", "disk0"),
         ("--volume", "a/b=1G"),
@@ -49,20 +93,20 @@ def test_options_that_make_no_sense_are_one_line(run: Run, server: FakeServer, t
         ("--log-level", "loud"),
         ("--nonsense",),
     ):
-        result = run("serve", tmp_path, *arguments)
+        result = run("serve", tmp_path / "new", *arguments)
         assert result.exit_code == 2, arguments
         assert result.stderr.startswith("holdfast: ")
         assert result.stderr.count("\n") == 1, result.stderr
-    assert not server.served
+    assert not (tmp_path / "new").exists()
 
 
-def test_a_second_server_is_told_in_one_line(run: Run, server: FakeServer, tmp_path: Path) -> None:
-    server.failure = PoolBusyError("pool ./pool is being served by process 1234; stop it or use another directory")
-    result = run("serve", tmp_path)
+def test_a_second_server_is_told_in_one_line(run: Run, pool: Path) -> None:
+    lock = PoolLock(pool)
+    result = run("serve", pool)
+    lock.release()
     assert result.exit_code == 2
-    assert result.stderr == (
-        "holdfast: pool ./pool is being served by process 1234; stop it or use another directory\n"
-    )
+    assert result.stderr.startswith(f"holdfast: pool {pool} is being served by process {os.getpid()}; ")
+    assert result.stderr.count("\n") == 1
 
 
 def test_the_commands_leave_alone_what_they_do_not_need() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from holdfast.control.api import DamagedRange, VolumeInfo
-from holdfast.errors import DiskError, PoolBusyError
+from holdfast.runtime.lock import PoolLock
 from holdfast.units import GIB, MIB
 from tests.control.fake_service import FakeService
 
-from .conftest import FakeServer, Run
+from .conftest import Run
 
 
 def test_a_volume_is_created_in_a_served_pool(run: Run, served_pool: Path, service: FakeService) -> None:
@@ -23,11 +24,26 @@ def test_a_volume_is_created_in_a_served_pool(run: Run, served_pool: Path, servi
     assert service.known["disk0"].size_bytes == 10 * GIB
 
 
-def test_a_volume_is_created_in_an_idle_pool(run: Run, pool: Path, server: FakeServer) -> None:
-    assert run("volume", "create", f"{pool}/disk0", "1G").exit_code == 0
-    assert server.opened == [str(pool)]
-    assert server.closed == 1
-    assert "disk0" in server.service.known
+def test_a_volume_is_created_in_an_idle_pool(run: Run, pool: Path) -> None:
+    result = run("volume", "create", f"{pool}/disk0", "1G")
+    assert (result.exit_code, result.stdout) == (0, f"created {pool}/disk0 of 1G\n")
+    assert json.loads(run("volume", "show", pool, "--json").stdout)["size_bytes"] == GIB
+    assert not (pool / "control.sock").exists()
+
+
+def test_a_volume_is_created_with_the_pool_that_it_is_to_be_in(run: Run, tmp_path: Path) -> None:
+    result = run("volume", "create", f"{tmp_path}/new/disk0", "1G")
+    assert result.exit_code == 0, result.stderr
+    assert "disk0" in run("volume", "list", tmp_path / "new").stdout
+
+
+def test_an_idle_pool_forgets_a_removed_volume(run: Run, pool: Path) -> None:
+    run("volume", "create", f"{pool}/disk0", "1G")
+    run("volume", "create", f"{pool}/disk1", "1G")
+    assert run("volume", "remove", f"{pool}/disk0").exit_code == 0
+    listed = json.loads(run("volume", "list", pool, "--json").stdout)["volumes"]
+    assert [volume["name"] for volume in listed] == ["disk1"]
+    assert run("volume", "create", f"{pool}/disk0", "2G").exit_code == 0
 
 
 def test_volumes_are_listed_in_columns(run: Run, served_pool: Path, service: FakeService) -> None:
@@ -104,15 +120,20 @@ def test_a_directory_without_a_pool_is_told_in_one_line(run: Run, tmp_path: Path
     )
 
 
-def test_a_pool_that_another_process_has_opened_could_not_be_asked(run: Run, pool: Path, server: FakeServer) -> None:
-    server.failure = PoolBusyError("the pool is being served by process 1; stop it")
+def test_a_pool_that_another_process_has_opened_could_not_be_asked(run: Run, pool: Path) -> None:
+    lock = PoolLock(pool)
     result = run("volume", "list", pool)
-    assert (result.exit_code, result.stderr) == (2, "holdfast: the pool is being served by process 1; stop it\n")
+    lock.release()
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"holdfast: pool {pool} is being served by process {os.getpid()}; ")
+    assert result.stderr.count("\n") == 1
 
 
-def test_a_failing_disk_could_not_be_asked(run: Run, pool: Path, server: FakeServer) -> None:
-    server.failure = DiskError("pool/superblock: input/output error")
-    assert run("volume", "list", pool).exit_code == 2
+def test_a_pool_without_a_readable_superblock_could_not_be_asked(run: Run, pool: Path) -> None:
+    (pool / "superblock").write_bytes(bytes(69632))
+    result = run("volume", "list", pool)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("holdfast: ")
 
 
 def test_bad_names_and_sizes_are_usage_errors(run: Run, served_pool: Path) -> None:

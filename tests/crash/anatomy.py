@@ -52,11 +52,12 @@ class Anatomy:
     def index_address(self) -> int:
         return self.superblock.index_entries[0] & ADDRESS_MASK
 
-    def table_addresses(self) -> tuple[list[int], list[int]]:
-        """Block addresses of the volume table and of the space table."""
+    def table_addresses(self, copy: int = 0) -> tuple[list[int], list[int]]:
+        """Block addresses of the volume table and of the space table, of their first or second copy."""
         volumes = table_block_count(self.superblock.volume_table_bytes)
         spaces = table_block_count(self.superblock.space_table_bytes)
-        words = struct.unpack_from(f"<{volumes + spaces}Q", self.block(self.index_address()))
+        first = copy * (volumes + spaces) * 8
+        words = struct.unpack_from(f"<{volumes + spaces}Q", self.block(self.index_address()), first)
         addresses = [word & ADDRESS_MASK for word in words]
         return addresses[:volumes], addresses[volumes:]
 
@@ -90,7 +91,7 @@ class Anatomy:
     def segments(self) -> dict[int, SegmentHeader]:
         """All segments with a valid header, by id."""
         found = {}
-        for path in sorted((self.pool / "segments").iterdir()):
+        for path in sorted((self.pool / "segments").glob("*.seg")):
             segment = int(path.name.partition(".")[0], 16)
             header = decode_segment_header(self.block(segment << self.shift))
             if header is not None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Self
 
 from holdfast.nbd.protocol import (
     CMD_FLAG_FUA,
@@ -71,9 +72,14 @@ class Load:
             self._progress()
 
     def after_death(self) -> None:
-        """Take the answers that the server had given, and let go of the connections."""
+        """Take the answers that the server had given before."""
         drain([connection for connection, _ in self._connections])
         self._take_answers()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         for connection, _ in self._connections:
             connection.close()
 

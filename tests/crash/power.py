@@ -21,7 +21,7 @@ Snapshot = dict[str, bytes]
 
 def snapshot(pool: Path) -> Snapshot:
     """The segment files as they are now, while nobody serves the pool: the old contents of whatever is torn later."""
-    return {path.name: path.read_bytes() for path in (pool / "segments").iterdir()}
+    return {path.name: path.read_bytes() for path in (pool / "segments").glob("*.seg")}
 
 
 def open_ring(pool: Path) -> tuple[Ring, bytearray]:

@@ -1,11 +1,11 @@
-"""Damage: one changed byte in each structure of a pool, and what becomes of it. A table.
+"""Damage: a changed byte in each structure of a pool, and what becomes of it. A table.
 
 Whatever is hit, never a wrong byte and never a crash.  The outcome is one of three:
 
     MENDED      all data are right
     UNREADABLE  those blocks, and no others, read as EIO; all else is right and the server serves
-    REFUSED     the server does not start, says why in one line, and ends with 2: only where a page of the map is lost
-                that replaying the log has to change
+    REFUSED     the server does not start, says why in one line, and ends with 2: only where both copies of a table are
+                lost that tells where everything else is
 
 Three pools are made once and copied for each row.  STOPPED was ended cleanly.  KILLED was killed with flushed segments
 behind the checkpoint, and with a sealed commit and an open one that only the ring holds.  FLUSHED was killed with small
@@ -52,14 +52,14 @@ class Outcome(Enum):
 
 
 Blocks = set[tuple[str, int]]  # (volume, lba)
-Found = tuple[Place, Blocks]
+Found = tuple[Place, Blocks]  # with the blocks that cannot be read any more
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     structure: str
     state: State
-    find: Callable[[Anatomy], Found | Place]
+    find: Callable[[Anatomy], Found | Place | list[Place]]
     outcome: Outcome
 
 
@@ -212,10 +212,19 @@ def replayed_data(anatomy: Anatomy) -> Found:
     raise AssertionError("no flushed data behind the checkpoint")
 
 
-def cold_leaf(anatomy: Anatomy) -> Found:
-    leaf = COLD_LBA // PAGE_ENTRIES
-    lbas = range(leaf * PAGE_ENTRIES, (leaf + 1) * PAGE_ENTRIES)
-    return anatomy.place(anatomy.leaf_address("b", leaf), 24), {("b", lba) for lba in lbas}
+def leaf_of(lba: int) -> Callable[[Anatomy], Found]:
+    """The leaf with a block of the volume b. All that it could map is lost with it."""
+
+    def find(anatomy: Anatomy) -> Found:
+        leaf = lba // PAGE_ENTRIES
+        lbas = range(leaf * PAGE_ENTRIES, (leaf + 1) * PAGE_ENTRIES)
+        return anatomy.place(anatomy.leaf_address("b", leaf), 24), {("b", lba) for lba in lbas}
+
+    return find
+
+
+def both_volume_tables(anatomy: Anatomy) -> list[Place]:
+    return [anatomy.place(anatomy.table_addresses(copy)[0][0], 2) for copy in range(2)]
 
 
 def cold_root(anatomy: Anatomy) -> Found:
@@ -272,10 +281,11 @@ TABLE = [
     Row("index", State.STOPPED, lambda a: a.place(a.index_address(), 2), Outcome.MENDED),
     Row("volume table", State.STOPPED, lambda a: a.place(a.table_addresses()[0][0], 2), Outcome.MENDED),
     Row("space table", State.STOPPED, lambda a: a.place(a.table_addresses()[1][0], 2), Outcome.MENDED),
-    Row("map leaf", State.STOPPED, cold_leaf, Outcome.UNREADABLE),
-    Row("map leaf, not touched by replay", State.KILLED, cold_leaf, Outcome.UNREADABLE),
+    Row("volume table, both copies", State.STOPPED, both_volume_tables, Outcome.REFUSED),
+    Row("map leaf", State.STOPPED, leaf_of(COLD_LBA), Outcome.UNREADABLE),
+    Row("map leaf, not touched by replay", State.KILLED, leaf_of(COLD_LBA), Outcome.UNREADABLE),
+    Row("map leaf, changed by replay", State.KILLED, leaf_of(0), Outcome.UNREADABLE),
     Row("map root", State.STOPPED, cold_root, Outcome.UNREADABLE),
-    Row("map leaf, changed by replay", State.KILLED, lambda a: a.place(a.leaf_address("b", 0), 9), Outcome.REFUSED),
     Row("data", State.STOPPED, cold_data, Outcome.UNREADABLE),
     Row("data behind the checkpoint", State.KILLED, replayed_data, Outcome.UNREADABLE),
     Row("commit header", State.STOPPED, commit_before, Outcome.MENDED),
@@ -315,7 +325,8 @@ def test_a_changed_byte(row: Row, images: dict[State, Image], tmp_path: Path) ->
     shutil.copytree(image.pool, pool)
     found = row.find(Anatomy(pool))
     place, blocks = found if isinstance(found, tuple) else (found, set())
-    flip(place)
+    for each in place if isinstance(place, list) else [place]:
+        flip(each)
     with serving(pool, *OPTIONS) as server:
         if row.outcome is Outcome.REFUSED:
             code, said = server.refuse()

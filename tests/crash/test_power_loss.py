@@ -49,15 +49,15 @@ def test_flushed_survives_and_the_rest_is_a_prefix(strict: bool, seed: int, tmp_
                         target.oracle.check_flushed(found)
                     target.oracle.adopt(found)
                 connections, depth = (1, 1) if strict else (3, random.choice((1, 4, 16)))
-                load = Load(
+                with Load(
                     server.pool, targets, random, connections=connections, depth=depth, generation=generation
-                )
-                if random.random() < 0.15:
-                    load.wipe(targets[0])
-                load.run(random.randrange(1, 300))
-                server.kill()
-                load.after_death()
-                generation = load.generation
+                ) as load:
+                    if random.random() < 0.2:
+                        load.wipe(random.choice(targets))
+                    load.run(random.randrange(1, 200))
+                    server.kill()
+                    load.after_death()
+                    generation = load.generation
                 at_risk += power_failure(server.pool, before, random)
                 before = snapshot(server.pool)
             except AssertionError as error:

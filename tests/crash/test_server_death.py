@@ -22,7 +22,7 @@ from tests.crash.oracle import VolumeOracle
 ROUNDS = 50
 SEEDS = (1, 2, 3, 4)
 START_SECONDS = 0.3
-OPTIONS = ("--volume", "a=4M", "--volume", "b=64M", "--capacity", "128M", "--segment-size", "1M", "--memory", "16M")
+OPTIONS = ("--volume", "a=4M", "--volume", "b=64M", "--capacity", "256M", "--segment-size", "1M", "--memory", "16M")
 
 
 def new_targets() -> list[Target]:
@@ -57,13 +57,15 @@ def test_acknowledged_survives_kill_9(seed: int, tmp_path: Path) -> None:
                     target.oracle.check_acknowledged(found)
                     target.oracle.adopt(found)
                 depth = random.choice((1, 4, 16))
-                load = Load(server.pool, targets, random, connections=3, depth=depth, generation=generation)
-                if random.random() < 0.15:
-                    load.wipe(targets[0])
-                load.run(random.randrange(1, 300))
-                server.kill()
-                load.after_death()
-                generation = load.generation
+                with Load(
+                    server.pool, targets, random, connections=3, depth=depth, generation=generation
+                ) as load:
+                    if random.random() < 0.2:
+                        load.wipe(random.choice(targets))
+                    load.run(random.randrange(1, 200))
+                    server.kill()
+                    load.after_death()
+                    generation = load.generation
             except AssertionError as error:
                 raise AssertionError(f"seed {seed}, round {number}: {error}\n{server.log()[-2000:]}") from error
         assert "Traceback" not in server.log()

@@ -1,8 +1,9 @@
-"""A disk in memory whose every choice comes out of a seeded generator: order, failures, and what a power failure leaves.
+"""A disk in memory whose every choice comes out of a seeded generator: order, failures, what a power failure leaves.
 
-Each file has two contents. `now` is what a read sees; `stable` is what is left after a power failure, where it and `now`
-differ each 512-byte sector goes one way or the other. A durable write and a SYNC make them equal. What a failed SYNC was to
-cover is lost to all later ones, as it is with a kernel that marks pages clean after an error: it must be written again.
+Each file has two contents. `now` is what a read sees. `stable` is what is sure to be left after a power failure: where
+the two differ, each 512-byte sector goes one way or the other. A durable write and a SYNC make them equal. What a
+failed SYNC was to cover is lost to all later ones, as it is with a kernel that marks pages clean after an error: it
+must be written again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What the disks may hold, as a dictionary of blocks with the values allowed: the model that the engine is held to.
 
 Time is counted in moments. A change of a block begins at one and ends (is acknowledged) at a later one; it takes effect
-somewhere in between. `Version` k of a block is what a reader finds from the effect of change k to that of change k + 1. So a
-recovered block that holds version k says: the moment to which the log was cut lies between the beginning of change k and the
-end of change k + 1. Promise 3 holds if there is one moment of which all blocks say that.
+somewhere in between. `Version` k of a block is what a reader finds from the effect of change k to that of change k + 1.
+So a recovered block that holds version k says: the moment to which the log was cut lies between the beginning of change
+k and the end of change k + 1. Promise 3 holds if there is one moment of which all blocks say that.
 """
 
 from __future__ import annotations

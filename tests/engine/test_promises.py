@@ -1,5 +1,7 @@
-"""The promises of the engine (1, 2, 3, 4, 5, 6 and 7), under hundreds of seeded runs with server deaths, power failures, a
-failing disk and a full pool. A failing seed is replayed by its test's own id."""
+"""Promises 1 to 7, under hundreds of seeded runs with server deaths, power failures, a failing disk and a full pool.
+
+A failing seed is replayed by its test's own id.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def quiet_log(caplog: pytest.LogCaptureFixture) -> None:
-    """For runs in which the engine has every reason to complain, to whom it does is not what is tested."""
+    """For runs in which the engine has every reason to complain: that is not what is tested."""
     caplog.set_level(logging.CRITICAL, logger="holdfast")
 
 

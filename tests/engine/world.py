@@ -1,11 +1,12 @@
 """A small deterministic world around the engine: disk, clock, ring, clients, server deaths and power failures.
 
-Everything that happens comes from one seeded generator, so a seed is a run. Nothing moves by itself: a test makes requests,
-and `step` lets one thing happen (an operation of the disk completes, a turn of the engine, a tick). `settle` does so until
-nobody waits for anything, and fails if that does not come: a hang is an AssertionError that names who waits for what.
+Everything that happens comes from one seeded generator, so a seed is a run. Nothing moves by itself: a test makes
+requests, and `step` lets one thing happen (an operation of the disk completes, a turn of the engine, a tick). `settle`
+does so until nobody waits for anything, and fails if that does not come: a hang is an AssertionError that names who
+waits for what.
 
-The order in which a pool is opened, and that of the calls at the end of a turn, are those of `served_pool.py`, `server.py`
-and `connection.py`.
+The order in which a pool is opened, and that of the calls at the end of a turn, are those of `served_pool.py`,
+`server.py` and `connection.py`.
 """
 
 from __future__ import annotations
@@ -251,7 +252,9 @@ class World:
 
     # ---- requests
 
-    def wait_for(self, begin: Callable[[Callable[[Any], None]], None], failures: list[Any] | None = None) -> list[Any]:
+    def wait_for(
+        self, begin: Callable[[Callable[[Any], None]], object], failures: list[Any] | None = None
+    ) -> list[Any]:
         """Begin something that calls back; the list holds what it was called back with. `settle` waits for it."""
         outcome: list[Any] = []
 
@@ -337,7 +340,8 @@ class Client:
         *,
         answer: Answer | None = None,
     ) -> Answer:
-        """Send a request; the answer gets ready some steps later. `answer`: one made already, to be heard of in a crash."""
+        """Send a request; the answer gets ready some steps later. `answer` is one that was made already: whoever holds
+        it hears of what was answered in the step in which the server died."""
         self._cookie += 1
         answer = answer or Answer()
         self.waiting[self._cookie] = answer, offset
@@ -372,7 +376,9 @@ class Client:
 
     # ---- the connection
 
-    def _requests(self, command: int, flags: int, cookie: int, offset: int, payload: bytes, length: int) -> list[Request]:
+    def _requests(
+        self, command: int, flags: int, cookie: int, offset: int, payload: bytes, length: int
+    ) -> list[Request]:
         """The request, or the pieces in which a long WRITE arrives."""
         rng = self.world.rng
         pieces: list[Request] = []

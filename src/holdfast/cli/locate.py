@@ -60,7 +60,7 @@ def open_pool(pool: Path, *, make: bool = False) -> Iterator[OfflineService]:
             from holdfast.server import offline
 
             try:
-                service = stack.enter_context(offline(str(pool)))
+                service = stack.enter_context(offline(str(pool), create=make))
             except PoolBusyError:
                 # A server may have started between the two attempts.
                 service = ControlClient.connect_if_served(pool)

@@ -20,7 +20,7 @@ from struct import Struct
 from typing import Final, Protocol, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from holdfast.cli.command import CommandError, describe_os_error
+from holdfast.cli.command import EXIT_NO, CommandError, describe_os_error
 from holdfast.control.client import connect_unix
 from holdfast.errors import HoldfastError
 from holdfast.nbd import protocol as wire
@@ -275,7 +275,10 @@ class NbdSession:
         }.get(command)
         where = f"{what} {length} bytes at offset {offset}" if what else "flushing"
         hint = "; free space in it, or give it more" if errno == wire.ENOSPC else "; look at the server's log"
-        return CommandError(f"{self.address.uri}: {where}: {os.strerror(errno).lower()}{hint}")
+        error = CommandError(f"{self.address.uri}: {where}: {os.strerror(errno).lower()}{hint}")
+        if errno == wire.ENOSPC:
+            error.exit_code = EXIT_NO  # a full pool works; its answer is 'no'
+        return error
 
     def _nonsense(self, what: str) -> CommandError:
         return CommandError(f"{self.address.uri}: the server sent {what}; it does not follow the NBD protocol")

@@ -73,14 +73,19 @@ def encode_volume_table(rows: Iterable[VolumeRow]) -> bytes:
 
 
 def decode_volume_table(raw: bytes) -> list[VolumeRow]:
+    """Raises CorruptionError for bytes that are no volume table."""
     if len(raw) % ROW_SIZE_BYTES:
         raise CorruptionError(f"the volume table is {len(raw)} bytes long, not a multiple of {ROW_SIZE_BYTES}")
     rows = []
     for volume_id, flags, size, root, mapped, created, level, name_length, name in _ROW.iter_unpack(raw):
+        try:
+            text = name[:name_length].decode()
+        except UnicodeDecodeError as error:
+            raise CorruptionError(f"the name of volume {volume_id} in the volume table is not text") from error
         rows.append(
             VolumeRow(
                 volume_id=volume_id,
-                name=name[:name_length].decode(),
+                name=text,
                 size_bytes=size,
                 root=root,
                 root_level=level,

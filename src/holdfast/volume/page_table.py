@@ -12,12 +12,20 @@ from __future__ import annotations
 import numpy as np
 
 from holdfast.errors import CorruptionError, DiskError
-from holdfast.pool.block import KIND_MAP, LEVEL_SHIFT, VOLUME_SHIFT
+from holdfast.pool.block import ADDRESS_BITS, CHECK_MASK, KIND_MAP, LBA_MASK, LEVEL_SHIFT, VOLUME_SHIFT
 from holdfast.units import BLOCK_SIZE_BYTES
 from holdfast.volume.block_reader import BlockReader
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Scheduler, Waitlist, Work
+
+
+class PageDamagedError(CorruptionError):
+    """A map page does not check out. `key`: its owner word."""
+
+    def __init__(self, message: str, key: int) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class PageTable:
@@ -94,8 +102,24 @@ class PageTable:
         if errno:
             where = f"map page {key:#x} of volume {volume.name}"
             if errno == CorruptionError.errno:
-                raise CorruptionError(f"{where} is damaged; its 2 MiB or more cannot be read: run `holdfast check`")
+                raise PageDamagedError(f"{where} is damaged; 2 MiB or more cannot be read: run `holdfast check`", key)
             raise DiskError(f"{where} cannot be read: errno {errno}", errno)
+
+    def poison(self, volume: Volume, key: int) -> None:
+        """See to it that a damaged page never reads well again, for instance because only this reading of it failed.
+
+        Replay calls this where it has to leave the page's changes out: a copy without them would be a wrong one. The
+        entry above keeps the address and gets a check that the page does not have.
+        """
+        level, index = key >> LEVEL_SHIFT & 15, key & LBA_MASK
+        if level == volume.root_level:
+            volume.root |= CHECK_MASK << ADDRESS_BITS
+            return
+        cache = self.cache
+        parent = cache.slot_of[volume.key_base | level + 1 << LEVEL_SHIFT | index >> PAGE_SHIFT]
+        cache.words[parent << PAGE_SHIFT | index & PAGE_MASK] |= CHECK_MASK << ADDRESS_BITS
+        if cache.stamp[parent] == 0:
+            cache.mark_dirty(parent)
 
     def is_loading(self, volume: Volume) -> bool:
         """True while a page of the volume is being read; its parent is pinned until then."""

@@ -192,10 +192,12 @@ class Reader:
             slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
             if missing and (slot is None or self._entries(slot, lba, count) != entries):
                 continue
-            if failed is not None and bad < 0:
-                raise ReadError(
-                    f"segment {failed.file} cannot be read: errno {-failed.result}", -failed.result, lba << BLOCK_SHIFT
-                )
+            if bad >= 0:  # it may be what a failed READ left in the buffer: that says nothing of the block
+                failed = next((io for io in missing if io.result < 0 and self._covers(io, entries[bad])), None)
+            if failed is not None:
+                where = (lba + max(bad, 0)) << BLOCK_SHIFT
+                errno = -failed.result
+                raise ReadError(f"segment {failed.file:08x} cannot be read: errno {errno}", errno, where)
             if not dropped:
                 # A cached copy can be stale or damaged where the disk is right: ask the disk before saying so.
                 dropped = True
@@ -203,6 +205,11 @@ class Reader:
                 continue
             volume.note_damage(lba + bad, "its check does not match")
             raise ReadError(f"block {lba + bad} of volume {volume.name} is damaged", EIO, (lba + bad) << BLOCK_SHIFT)
+
+    def _covers(self, io: Io, entry: int) -> bool:
+        address = entry & ADDRESS_MASK
+        offset = (address & self._offset_mask) << BLOCK_SHIFT
+        return io.file == address >> self._shift and io.offset <= offset < io.offset + io.length
 
     def _drop_cached(self, entries: list[int]) -> None:
         for entry in entries:

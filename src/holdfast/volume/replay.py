@@ -13,7 +13,6 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from holdfast.errors import CorruptionError
 from holdfast.pool.block import (
     ADDRESS_BITS,
     ADDRESS_MASK,
@@ -27,7 +26,7 @@ from holdfast.pool.block import (
 from holdfast.pool.roll_forward import FoundCommit
 from holdfast.pool.space import SpaceTable
 from holdfast.volume.page_cache import PAGE_MASK, PAGE_SHIFT, PageCache
-from holdfast.volume.page_table import PageTable
+from holdfast.volume.page_table import PageDamagedError, PageTable
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Work
 
@@ -103,11 +102,11 @@ class Replayer:
                 continue  # removed by a checkpoint that came after it
             try:
                 slot = yield from self._writable_leaf(volume, (owner & LBA_MASK) >> PAGE_SHIFT)
-            except CorruptionError as error:
+            except PageDamagedError as error:
                 # The rest of the pool must come up all the same. What should have gone into the page stays in the log,
                 # counted as live, so that a repair from the reverse map still finds it.
                 self.space.count_blocks(words[start:stop] & _U64(ADDRESS_MASK))
-                self._findings.append(str(error))
+                self._leave_out(volume, error)
                 continue
             inside = (owners[start:stop] & _U64(PAGE_MASK)).astype(np.intp)
             self._replace(volume, slot, inside, words[start:stop])
@@ -121,14 +120,18 @@ class Replayer:
             leaf_end = min(stop, (lba >> PAGE_SHIFT) + 1 << PAGE_SHIFT)
             try:
                 slot = yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=False)
-            except CorruptionError as error:
-                self._findings.append(str(error))
+            except PageDamagedError as error:
+                self._leave_out(volume, error)
                 slot = -1
             if slot >= 0:
                 slot = yield from self._writable_leaf(volume, lba >> PAGE_SHIFT)
                 inside = np.arange(lba & PAGE_MASK, (lba & PAGE_MASK) + leaf_end - lba)
                 self._replace(volume, slot, inside, np.zeros(leaf_end - lba, np.uint64))
             lba = leaf_end
+
+    def _leave_out(self, volume: Volume, error: PageDamagedError) -> None:
+        self._findings.append(str(error))
+        self.table.poison(volume, error.key)
 
     def _replace(self, volume: Volume, slot: int, inside: npt.NDArray[np.intp], words: Words) -> None:
         row = self.cache.arena[slot]

@@ -1,0 +1,47 @@
+"""The pool's own tables as bytes."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.errors import CorruptionError
+from holdfast.pool.tables import VolumeRow, decode_volume_table, encode_volume_table, table_block_count, table_blocks
+
+
+def row(name: str, *, removing: bool = False) -> VolumeRow:
+    return VolumeRow(
+        volume_id=7,
+        name=name,
+        size_bytes=1 << 40,
+        root=1 << 63 | 5,
+        root_level=3,
+        mapped_blocks=99,
+        created_ns=123,
+        removing=removing,
+    )
+
+
+def test_volumes_come_back_with_names_of_any_script_and_length() -> None:
+    rows = [row("disk0"), row("диск", removing=True), row("x" * 255), row("")]
+    assert decode_volume_table(encode_volume_table(rows)) == rows
+
+
+def test_a_table_that_is_cut_off_is_an_error() -> None:
+    with pytest.raises(CorruptionError, match="320"):
+        decode_volume_table(encode_volume_table([row("disk0")])[:-1])
+
+
+def test_a_name_that_is_no_text_is_an_error() -> None:
+    raw = bytearray(encode_volume_table([row("disk0")]))
+    raw[46] = 0xFF
+    with pytest.raises(CorruptionError):
+        decode_volume_table(bytes(raw))
+
+
+def test_a_table_is_cut_into_whole_blocks() -> None:
+    raw = bytes(range(256)) * 17
+    blocks = list(table_blocks(raw))
+    assert len(blocks) == table_block_count(len(raw)) == 2
+    assert b"".join(blocks).rstrip(b"\0")[:10] == raw[:10]
+    assert all(len(block) == 4096 for block in blocks)
+    assert not list(table_blocks(b""))

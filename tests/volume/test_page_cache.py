@@ -1,0 +1,81 @@
+"""The arena of map pages: what may be evicted, and what may not."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.pool.block import VOLUME_SHIFT, page_owner
+from holdfast.volume.page_cache import PageCache
+
+PAGES = 64
+
+
+@pytest.fixture
+def cache() -> PageCache:
+    return PageCache(memoryview(bytearray(PAGES * 4096)))
+
+
+def install(cache: PageCache, key: int, parent: int = -1) -> int:
+    slot = cache.take_slot()
+    assert slot >= 0
+    cache.install(slot, key, parent)
+    return slot
+
+
+def test_a_clean_page_gives_way_and_its_parent_after_it(cache: PageCache) -> None:
+    root = install(cache, page_owner(1, 1, 0))
+    for index in range(PAGES - 1):
+        install(cache, page_owner(1, 0, index), root)
+    assert not cache.free
+    slot = cache.take_slot()
+    assert slot >= 0
+    assert page_owner(1, 1, 0) in cache.slot_of, "the root still had children"
+    cache.give_back(slot)
+    while cache.children[root]:
+        cache.give_back(cache.take_slot())
+        cache.forget(next(slot for slot in cache.slot_of.values() if slot != root))
+    assert cache.parent(root) == -1
+
+
+def test_dirty_and_frozen_pages_stay(cache: PageCache) -> None:
+    slots = [install(cache, page_owner(1, 0, index)) for index in range(PAGES)]
+    for slot in slots[: PAGES // 2]:
+        cache.mark_dirty(slot)
+    assert cache.freeze() == slots[: PAGES // 2]
+    for slot in slots[PAGES // 2 :]:
+        cache.mark_dirty(slot)
+    assert cache.take_slot() == -1
+    assert cache.dirty_pages == PAGES // 2
+
+
+def test_a_page_whose_child_is_on_its_way_stays(cache: PageCache) -> None:
+    slots = [install(cache, page_owner(1, 0, index)) for index in range(PAGES)]
+    for slot in slots:
+        cache.children[slot] += 1
+    assert cache.take_slot() == -1
+    cache.children[slots[5]] -= 1
+    assert cache.take_slot() == slots[5]
+
+
+def test_eviction_goes_round_rather_than_hit_the_same_pages(cache: PageCache) -> None:
+    for index in range(PAGES):
+        install(cache, page_owner(1, 0, index))
+    evicted = 0
+    for index in range(PAGES, 3 * PAGES):
+        install(cache, page_owner(1, 0, index))
+        evicted += 1
+    assert len(cache.free) + len(cache.slot_of) == PAGES
+    assert page_owner(1, 0, 3 * PAGES - 1) in cache.slot_of
+    assert evicted == 2 * PAGES
+
+
+def test_forgetting_a_volume_leaves_the_others_and_all_counts_right(cache: PageCache) -> None:
+    for volume in (1, 2):
+        root = install(cache, page_owner(volume, 1, 0))
+        for index in range(5):
+            cache.mark_dirty(install(cache, page_owner(volume, 0, index), root))
+    cache.forget_volume(1 << VOLUME_SHIFT)
+    assert {key >> VOLUME_SHIFT for key in cache.slot_of} == {2}
+    assert cache.dirty_pages == 5
+    assert len(cache.free) + len(cache.slot_of) == PAGES
+    assert cache.children[cache.slot_of[page_owner(2, 1, 0)]] == 5

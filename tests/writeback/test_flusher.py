@@ -1,0 +1,171 @@
+"""The flusher: group commit, the one durable write, errors and retries."""
+
+from __future__ import annotations
+
+from errno import EIO, ENOSPC
+from itertools import pairwise
+
+from holdfast.pool.commit import decode_commit_header
+from holdfast.runtime.ports import SYNC, WRITE
+from holdfast.writeback.flusher import EAGER_BLOCKS_MIN, RETRY_DELAY_NS_MAX, RETRY_DELAY_NS_MIN
+from holdfast.writeback.log import Room
+from tests.engine.disk import Fault
+from tests.writeback.conftest import Rig
+
+SECOND = 1_000_000_000
+
+
+def test_a_flush_with_nothing_to_flush_is_answered_at_once(rig: Rig) -> None:
+    rig.flush()
+    assert rig.answers == [0]
+    assert not rig.disk.in_flight
+
+
+def test_a_small_flush_is_one_durable_write_and_no_sync(rig: Rig) -> None:
+    rig.append(3)
+    rig.flush()
+    assert [(io.op, io.durable) for io, _ in rig.disk.in_flight] == [(WRITE, True)]
+    rig.settle()
+    assert rig.answers == [0]
+    assert (rig.flusher.writes, rig.flusher.syncs) == (1, 0)
+    assert decode_commit_header(rig.stored(257)) is not None
+
+
+def test_nobody_is_answered_before_the_disk_is_done(rig: Rig) -> None:
+    rig.append(3)
+    rig.flush()
+    assert rig.answers == []
+    assert rig.log.durable < rig.log.sealed
+
+
+def test_flushes_that_come_meanwhile_share_the_next_round(rig: Rig) -> None:
+    rig.append()
+    rig.flush()
+    for _ in range(10):
+        rig.append()
+        rig.flush()
+    assert len(rig.disk.in_flight) == 1
+    rig.settle()
+    assert rig.answers == [0] * 11
+    assert rig.flusher.rounds == 2
+
+
+def test_a_flush_covers_only_what_came_before_it(rig: Rig) -> None:
+    rig.append()
+    rig.flush()
+    covered = rig.log.position
+    rig.append(5)
+    rig.settle()
+    assert rig.answers == [0]
+    assert rig.log.durable == covered
+
+
+def test_a_large_flush_is_writes_and_one_sync_of_each_file() -> None:
+    rig = Rig(blocks=1024)
+    rig.append(400)
+    rig.flush()
+    rig.settle()
+    assert rig.answers == [0]
+    assert rig.flusher.writes >= 2
+    assert rig.flusher.syncs == 2
+    assert rig.log.durable == rig.log.sealed
+
+
+def test_a_writer_that_never_flushes_is_written_back_anyway() -> None:
+    rig = Rig(blocks=512)
+    rig.append(rig.ring.blocks // 4 + 1)
+    rig.flusher.pump()
+    rig.settle()
+    assert rig.log.durable > rig.log.start
+    assert rig.releases
+
+
+def test_a_little_dirt_is_left_to_gather_and_written_when_it_is_old(rig: Rig) -> None:
+    rig.append(EAGER_BLOCKS_MIN // 4)
+    rig.flusher.pump()
+    assert not rig.disk.in_flight
+    rig.flusher.tick(SECOND)
+    rig.flusher.tick(2 * SECOND)
+    rig.settle()
+    assert rig.flusher.dirty_blocks == 0
+
+
+def test_a_failed_write_is_told_and_everything_stays_dirty(rig: Rig) -> None:
+    rig.append(3)
+    rig.disk.faults.append(Fault(WRITE, ENOSPC))
+    rig.flush()
+    rig.settle()
+    assert rig.answers == [ENOSPC]
+    assert rig.flusher.failing
+    assert rig.flusher.dirty_blocks > 0
+    assert rig.flusher.idle
+
+
+def test_what_failed_is_written_again_after_a_pause_that_doubles(rig: Rig) -> None:
+    rig.append(3)
+    rig.disk.faults.append(Fault(WRITE, EIO))
+    now = SECOND
+    attempts = []
+    rig.flush()
+    rig.settle()
+    for _ in range(4000):
+        before = rig.flusher.writes
+        rig.flusher.tick(now)
+        rig.flush()
+        rig.settle()
+        if rig.flusher.writes > before:
+            attempts.append(now)
+        now += RETRY_DELAY_NS_MIN // 5
+    pauses = [later - earlier for earlier, later in pairwise(attempts)]
+    assert pauses[:3] == sorted(pauses[:3])
+    assert pauses[2] > 3 * pauses[0]
+    assert max(pauses) <= RETRY_DELAY_NS_MAX + SECOND
+    rig.disk.faults.clear()
+    rig.flush()
+    rig.flusher.tick(now + 2 * RETRY_DELAY_NS_MAX)
+    rig.flusher.tick(now + 4 * RETRY_DELAY_NS_MAX)
+    rig.settle()
+    assert rig.answers[-1] == 0
+    assert not rig.flusher.failing
+
+
+def test_after_a_failed_sync_the_data_are_written_again_and_not_just_synced() -> None:
+    """The disk of these tests forgets what a failed SYNC was to cover, as kernels do."""
+    rig = Rig(blocks=1024)
+    rig.append(400, value=7)
+    rig.disk.faults.append(Fault(SYNC, EIO))
+    rig.flush()
+    rig.settle()
+    assert rig.answers == [EIO]
+    rig.disk.faults.clear()
+    rig.flusher.tick(SECOND)
+    rig.flusher.tick(100 * SECOND)
+    rig.flush()
+    rig.settle()
+    assert rig.answers == [EIO, 0]
+    for position in range(258, rig.log.position):
+        assert any(rig.stored(position)) or position in (509, 510)
+
+
+def test_an_error_meets_all_who_wait_and_those_after_it_wait_for_the_retry(rig: Rig) -> None:
+    rig.append(3)
+    rig.disk.faults.append(Fault(WRITE, EIO))
+    rig.flush()
+    rig.flush()
+    rig.settle()
+    assert rig.answers == [EIO, EIO]
+    rig.disk.faults.clear()
+    rig.flush()
+    assert rig.answers == [EIO, EIO]
+    rig.flusher.tick(SECOND)
+    rig.flusher.tick(2 * SECOND)
+    rig.settle()
+    assert rig.answers == [EIO, EIO, 0]
+
+
+def test_a_ring_that_is_full_drains_without_anybody_asking() -> None:
+    rig = Rig(blocks=256)
+    assert rig.append(300) is Room.RING_FULL
+    rig.flusher.pump()
+    rig.settle()
+    assert rig.append(50) is Room.YES

@@ -146,10 +146,11 @@ holdfast volume list "$POOL" | sed 's/^/    /; s/ *URI$//; s/ nbd+unix.*//'
 PEAK=$(awk '/^VmHWM/ {print int($2 / 1024)}' "/proc/$SERVER/status")
 note "the server has used $PEAK MiB at most, the 64 MiB of --memory included"
 
-step "8. SIGTERM: everything is flushed, and the next start is instant"
+step "8. SIGTERM: everything is flushed, the pool checks clean, and the next start is instant"
 kill -TERM "$SERVER"
 wait "$SERVER" || wrong "the server did not end well"
 SERVER=''
+holdfast check --quiet "$POOL" | sed "s|$SCRATCH/|    holdfast check: |" || wrong "holdfast check found damage"
 serve
 kill -TERM "$SERVER"
 wait "$SERVER" || wrong "the server did not end well"

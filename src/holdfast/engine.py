@@ -19,10 +19,10 @@ import numpy as np
 
 from holdfast.errors import HoldfastError, NoSpaceError, NotFoundError, RequestError
 from holdfast.memory.plan import MemoryPlan
-from holdfast.opening import Opener
 from holdfast.pool.block import VOLUME_ID_MAX
 from holdfast.pool.checkpoint import Checkpointer
-from holdfast.pool.space import DYING, ROW_DTYPE, SEALED, SpaceTable
+from holdfast.pool.opening import Opener
+from holdfast.pool.space import DYING, ROW_DTYPE, SEALED, Privilege, SpaceTable
 from holdfast.pool.superblock import Superblock
 from holdfast.pool.tables import ROW_SIZE_BYTES, TABLE_COPIES, VolumeRow
 from holdfast.runtime.ports import PREPARE, Clock, Disk, Io
@@ -95,8 +95,8 @@ class Engine:
 
         shift = superblock.segment_blocks.bit_length() - 1
         pages = PageCache(allocate(options.memory.page_bytes))
-        reserve = _reserve_segments(superblock, pages, 0)
-        self.space = SpaceTable(superblock.capacity_segments, shift, reserve_segments=reserve)
+        self.space = SpaceTable(superblock.capacity_segments, shift)
+        _reserve(self.space, superblock, pages, 0)
         self.space.on_unpinned = self._segment_unpinned
         self.log = Log(ring, self.space, tag=superblock.tag, epoch=epoch)
         self.flusher = Flusher(self.log, disk, released=self._released)
@@ -342,7 +342,7 @@ class Engine:
 
     def _make_room(self) -> Work:
         while True:
-            room = self.log.make_room(metadata=True)
+            room = self.log.make_room(Privilege.CHECKPOINT)
             if room is Room.YES:
                 return
             yield from self._wait_for_room(room)
@@ -370,7 +370,7 @@ class Engine:
     def _add(self, volume: Volume) -> None:
         self.volumes[volume.volume_id] = volume
         self.by_name[volume.name] = volume
-        self.space.reserve_segments = _reserve_segments(self.checkpointer.superblock, self.cache, len(self.volumes))
+        _reserve(self.space, self.checkpointer.superblock, self.cache, len(self.volumes))
 
     def find(self, name: str) -> Volume:
         """The volume of that name. Raises NotFoundError."""
@@ -436,7 +436,12 @@ class Engine:
 
     def _remove(self, volume: Volume) -> Work:
         """Turn the whole volume into holes, then drop its row."""
-        yield from self.writer.punch(volume, 0, volume.size_blocks)
+        while True:
+            try:
+                yield from self.writer.punch(volume, 0, volume.size_blocks)
+                break
+            except NoSpaceError:
+                yield self.next_tick  # checkpoints free what was let go of; then there is room to go on
         yield from self.checkpoint()
         # A cancelled request may still wait for a page that it had asked for; a checkpoint refers to the volume's
         # pages.
@@ -465,8 +470,8 @@ def _next_sequence(superblock: Superblock) -> Superblock:
     return replace(superblock, sequence=superblock.sequence + 1)
 
 
-def _reserve_segments(superblock: Superblock, pages: PageCache, volumes: int) -> int:
-    """Segments that only metadata may open: two checkpoints at their largest.
+def _reserve(space: SpaceTable, superblock: Superblock, pages: PageCache, volumes: int) -> None:
+    """Hold segments back: for two checkpoints at their largest, and on top of that for what gives space back.
 
     A checkpoint writes at most the dirty pages and as many pages above them, the tables, and a commit header for each
     252 blocks. In a small pool the number of dirty pages is limited instead, so that clients get most of the space.
@@ -477,7 +482,9 @@ def _reserve_segments(superblock: Superblock, pages: PageCache, volumes: int) ->
     table_bytes = superblock.capacity_segments * ROW_DTYPE.itemsize + volumes * ROW_SIZE_BYTES
     tables = TABLE_COPIES * (table_bytes // BLOCK_SIZE_BYTES + 4)
     blocks = 2 * (2 * pages.dirty_hard_limit + tables)
-    reserve = -(-blocks * 102 // 100 // superblock.segment_blocks) + 2
-    if reserve >= superblock.capacity_segments - 1:
-        raise NoSpaceError(f"the pool is too small for its own metadata, {reserve} segments; give it more --capacity")
-    return reserve
+    space.checkpoint_segments = -(-blocks * 102 // 100 // superblock.segment_blocks) + 2
+    space.reserve_segments = space.checkpoint_segments + max(2, space.checkpoint_segments // 4)
+    if space.reserve_segments >= superblock.capacity_segments - 1:
+        raise NoSpaceError(
+            f"the pool is too small for its own metadata, {space.reserve_segments} segments; give it more --capacity"
+        )

@@ -114,9 +114,7 @@ class Anatomy:
                     found.append((address, commit))
         limit = self.superblock.replay_position
         chosen = [
-            each
-            for each in found
-            if (each[1].position >= limit and each[1].epoch == self.superblock.epoch) == replayed
+            each for each in found if (each[1].position >= limit and each[1].epoch == self.superblock.epoch) == replayed
         ]
         return sorted(chosen, key=lambda each: each[1].position)
 

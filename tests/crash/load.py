@@ -50,9 +50,7 @@ class Load:
         self.generation = generation  # of the newest write; grows over all Loads of a test
         self.answered = 0
         self._depth = depth
-        self._connections = [
-            (Connection(pool, target.name), target) for target in targets for _ in range(connections)
-        ]
+        self._connections = [(Connection(pool, target.name), target) for target in targets for _ in range(connections)]
         self._ends: dict[tuple[Connection, int], Callable[[Answer], None]] = {}
 
     def wipe(self, target: Target) -> None:

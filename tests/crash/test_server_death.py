@@ -57,9 +57,7 @@ def test_acknowledged_survives_kill_9(seed: int, tmp_path: Path) -> None:
                     target.oracle.check_acknowledged(found)
                     target.oracle.adopt(found)
                 depth = random.choice((1, 4, 16))
-                with Load(
-                    server.pool, targets, random, connections=3, depth=depth, generation=generation
-                ) as load:
+                with Load(server.pool, targets, random, connections=3, depth=depth, generation=generation) as load:
                     if random.random() < 0.2:
                         load.wipe(random.choice(targets))
                     load.run(random.randrange(1, 200))

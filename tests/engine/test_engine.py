@@ -309,6 +309,25 @@ def test_any_number_of_flushed_trims_succeeds_in_a_full_pool() -> None:
         assert client.ask(CMD_FLUSH).errno == 0
 
 
+def test_a_full_pool_in_which_trims_have_used_up_what_they_may_still_opens() -> None:
+    """What trims may take ends above what a checkpoint needs: without one the pool could never be opened again."""
+    world, client = opened(segments=24)
+    at = 0
+    while client.ask(CMD_WRITE, at, payload=bytes(MIB // 4)).errno == 0:
+        at += MIB // 4
+    index = 0
+    while client.ask(CMD_TRIM, index * 2 * BLOCK, BLOCK).errno == 0 and index < at // BLOCK // 2:
+        assert client.ask(CMD_FLUSH).errno == 0
+        index += 1
+    for _ in range(5):
+        client.close()
+        world.server_dies()
+        world.open()
+        client = world.connect("disk0")
+        assert client.ask(CMD_READ, BLOCK, BLOCK).data == bytes(BLOCK)
+    check_accounts(world)
+
+
 def test_a_piece_of_a_write_that_ends_lets_the_next_piece_begin() -> None:
     """Nothing else happens in a full pool that would look at the session again."""
     world, client = opened(segments=24)

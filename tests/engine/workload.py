@@ -25,7 +25,7 @@ from holdfast.nbd.protocol import (
     CMD_WRITE,
     CMD_WRITE_ZEROES,
 )
-from holdfast.session import READ_PIECE_BYTES
+from holdfast.serving.session import READ_PIECE_BYTES
 from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
 from tests.engine.accounting import check_accounts, check_nothing_held, mapped_lbas
 from tests.engine.disk import Crashed

@@ -24,12 +24,12 @@ from holdfast.nbd.client import DATA, DONE, ERROR, HOLE, STATUS, Reply, ReplyRea
 from holdfast.nbd.negotiated import Export, Negotiated
 from holdfast.nbd.protocol import CMD_READ, CMD_WRITE
 from holdfast.nbd.transmission import WRITE_PIECE, Request
-from holdfast.opening import read_superblock_slots
 from holdfast.pool.format import new_superblock, write_new_pool
+from holdfast.pool.opening import read_superblock_slots
 from holdfast.pool.superblock import newest_superblock
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.ports import SUPERBLOCK
-from holdfast.session import READ_PIECE_BYTES, Session
+from holdfast.serving.session import READ_PIECE_BYTES, Session
 from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Work, run_to_end

@@ -31,7 +31,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime": GROUND,
     "control": GROUND,
     "engine": ("volume", "writeback", "pool", "memory", *GROUND, PORTS, WORK),
-    "server": (*FLOW, "nbd", "memory", "runtime", "control", "engine", *GROUND, WORK),
+    "scrub": ("volume", "pool", *GROUND, PORTS, WORK),
+    "serving": (*FLOW, "nbd", "memory", "runtime", "control", "engine", "scrub", *GROUND, WORK),
+    "server": (*FLOW, "nbd", "memory", "runtime", "control", "engine", "serving", *GROUND, WORK),
     "cli": (ANYTHING,),
     "__main__": ("cli",),
 }

@@ -7,6 +7,7 @@ import numpy as np
 from holdfast.pool.block import ADDRESS_MASK, ENTRY_DTYPE, KIND_COMMIT, KIND_DATA, SEED_DATA
 from holdfast.pool.commit import COMMIT_ENTRIES_MAX, decode_commit_header
 from holdfast.pool.segment import decode_segment_footer, decode_segment_header, decode_summary
+from holdfast.pool.space import Privilege
 from holdfast.units import BLOCK_SIZE_BYTES
 from holdfast.writeback.log import RING_RESERVE_BLOCKS, Room
 from tests.writeback.conftest import EPOCH, SEGMENT_BLOCKS, TAG, Rig
@@ -87,7 +88,7 @@ def test_clients_leave_the_rings_reserve_to_metadata() -> None:
     rig = Rig(blocks=256)
     assert rig.append(500) is Room.RING_FULL
     assert rig.ring.blocks - (rig.log.position - rig.log.durable) == RING_RESERVE_BLOCKS
-    assert rig.log.make_room(metadata=True) is Room.YES
+    assert rig.log.make_room(Privilege.CHECKPOINT) is Room.YES
 
 
 def test_no_slot_is_used_again_before_it_is_durable() -> None:
@@ -110,7 +111,7 @@ def test_a_pool_without_segments_for_clients_has_some_for_metadata() -> None:
         rig.flush()
         rig.settle()
     assert rig.space.available_segments == 2
-    assert rig.log.make_room(metadata=True) is Room.YES
+    assert rig.log.make_room(Privilege.CHECKPOINT) is Room.YES
 
 
 def test_a_segment_that_is_being_prepared_is_worth_waiting_for() -> None:

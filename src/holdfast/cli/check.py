@@ -1,4 +1,4 @@
-"""`holdfast check`: runs the offline check of `server.check` and prints what it found."""
+"""`holdfast check`: runs the offline check of `serving.check` and prints what it found."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def command(pool: PoolPath, as_json: bool, quiet: bool) -> int:
     against its checksum, the map of each volume against the commits, and the space table against the maps.
     """
     from holdfast.cli.command import CommandError
-    from holdfast.server import check
+    from holdfast.serving.check import check
 
     if not is_pool(pool.pool):
         raise CommandError(f"{pool}: there is no pool here; give the directory that holdfast serve was given")

@@ -57,7 +57,7 @@ def open_pool(pool: Path, *, make: bool = False) -> Iterator[OfflineService]:
         if service is None:
             if not make and not is_pool(pool):
                 raise CommandError(f"{pool}: there is no pool here; make one: holdfast serve {pool} --volume disk0=10G")
-            from holdfast.server import offline
+            from holdfast.serving.offline import offline
 
             try:
                 service = stack.enter_context(offline(str(pool), create=make))

@@ -44,6 +44,12 @@ _MAGIC_COOKIE = Struct(">IIQ")  # of both kinds of reply: magic, error or flags 
 _LENGTH_OFFSET = Struct(">IQ")
 
 
+class FullError(CommandError):
+    """The server has no space left. It works; its answer is 'no'."""
+
+    exit_code = EXIT_NO
+
+
 class Sink(Protocol):
     """Where the answers to READs go."""
 
@@ -275,10 +281,8 @@ class NbdSession:
         }.get(command)
         where = f"{what} {length} bytes at offset {offset}" if what else "flushing"
         hint = "; free space in it, or give it more" if errno == wire.ENOSPC else "; look at the server's log"
-        error = CommandError(f"{self.address.uri}: {where}: {os.strerror(errno).lower()}{hint}")
-        if errno == wire.ENOSPC:
-            error.exit_code = EXIT_NO  # a full pool works; its answer is 'no'
-        return error
+        text = f"{self.address.uri}: {where}: {os.strerror(errno).lower()}{hint}"
+        return FullError(text) if errno == wire.ENOSPC else CommandError(text)
 
     def _nonsense(self, what: str) -> CommandError:
         return CommandError(f"{self.address.uri}: the server sent {what}; it does not follow the NBD protocol")

@@ -211,9 +211,10 @@ def _run(
             threading.Thread(target=run, args=(pair, own), name=f"copy-{index}")
             for index, (pair, own) in enumerate(zip(workers, moved, strict=True))
         ]
-        for thread in threads:
-            thread.start()
         try:
+            # Within the try: an interruption may come as soon as the first thread runs.
+            for thread in threads:
+                thread.start()
             for _ in threads:
                 while not ended.acquire(timeout=_PROGRESS_INTERVAL_S):
                     progress(sum(own.data_bytes + own.zero_bytes for own in moved))
@@ -227,7 +228,8 @@ def _run(
             raise
         finally:
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:  # it was started
+                    thread.join()
         if failures:
             raise failures[0]
     return Moved(sum(own.data_bytes for own in moved), sum(own.zero_bytes for own in moved))

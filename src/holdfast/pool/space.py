@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,16 @@ FREE = 1
 OPEN = 2
 SEALED = 3
 DYING = 4
+
+
+class Privilege(IntEnum):
+    """On whose behalf a segment is opened, in the order in which they are refused when segments run out."""
+
+    CLIENT = 0
+    FREEING = 1  # trims, zeroes and removals: they need a little space to give back more
+    CHECKPOINT = 2
+
+
 STATE_NAMES = ("absent", "free", "open", "sealed", "dying")
 
 ROW_DTYPE = np.dtype([("live", "<u4"), ("state", "u1"), ("zero", "V3"), ("ordinal", "<u8")])
@@ -40,12 +51,13 @@ ROW_DTYPE = np.dtype([("live", "<u4"), ("state", "u1"), ("zero", "V3"), ("ordina
 class SpaceTable:
     """Rows of all segments of the pool, the free list, and the reserve that only metadata may touch."""
 
-    def __init__(self, capacity_segments: int, segment_shift: int, *, reserve_segments: int) -> None:
+    def __init__(self, capacity_segments: int, segment_shift: int, *, reserve_segments: int = 0) -> None:
         self.capacity_segments = capacity_segments
         self.segment_shift = segment_shift
-        # Client data may not take the last `reserve_segments` free segments: a checkpoint must find room in a full
-        # pool.
+        # Client data may not take the last `reserve_segments` free segments, nor what gives space back the last
+        # `checkpoint_segments`: a checkpoint must find room in a full pool, or it could never be opened again.
         self.reserve_segments = reserve_segments
+        self.checkpoint_segments = 0
         self.live: npt.NDArray[np.int64] = np.zeros(capacity_segments, np.int64)
         self.live_words = self.live.data  # the hot path's view: single updates cost less than through numpy
         self.state = np.full(capacity_segments, ABSENT, np.uint8)
@@ -64,9 +76,16 @@ class SpaceTable:
             return len(self.free)
         return len(self.free) + len(self.absent) + len(self.preparing)
 
+    def least_privilege(self) -> Privilege:
+        """Who at least one must be to open another segment now."""
+        available = self.available_segments
+        if available > self.reserve_segments:
+            return Privilege.CLIENT
+        return Privilege.FREEING if available > self.checkpoint_segments else Privilege.CHECKPOINT
+
     def room_for_clients(self) -> bool:
         """True if client data may open another segment."""
-        return self.available_segments > self.reserve_segments
+        return self.least_privilege() is Privilege.CLIENT
 
     def take_free(self) -> int | None:
         """Take a free segment to be opened, or None if none is ready now."""

@@ -186,3 +186,11 @@ def boot_tag() -> int:
     """A number for this run of the kernel: what memory held before a reboot is not what it holds now."""
     text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", "")
     return int(text, 16) & ((1 << 64) - 1)
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process, shared memory included."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -5,14 +5,14 @@ Whatever comes back was checked against the entry that asked for it (promise 6).
 
 from __future__ import annotations
 
-from errno import EIO
-
 from holdfast.pool.block import ADDRESS_MASK, block_matches
 from holdfast.pool.space import SpaceTable
 from holdfast.runtime.ports import READ, Disk, Io
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.work.task import Work
 from holdfast.writeback.log import Log
+
+DAMAGED = -1  # what `BlockReader.read` returns for a block that was read and is not the one that the entry was made for
 
 
 class BlockReader:
@@ -50,4 +50,4 @@ class BlockReader:
                 self.space.unpin(segment)
             if io.result < 0:
                 return -io.result
-        return 0 if block_matches(into, owner, kind, entry) else EIO
+        return 0 if block_matches(into, owner, kind, entry) else DAMAGED

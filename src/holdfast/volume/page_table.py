@@ -14,7 +14,7 @@ import numpy as np
 from holdfast.errors import CorruptionError, DiskError
 from holdfast.pool.block import ADDRESS_BITS, CHECK_MASK, KIND_MAP, LBA_MASK, LEVEL_SHIFT, VOLUME_SHIFT
 from holdfast.units import BLOCK_SIZE_BYTES
-from holdfast.volume.block_reader import BlockReader
+from holdfast.volume.block_reader import DAMAGED, BlockReader
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Scheduler, Waitlist, Work
@@ -101,7 +101,7 @@ class PageTable:
         self.pages_read += 1
         if errno:
             where = f"map page {key:#x} of volume {volume.name}"
-            if errno == CorruptionError.errno:
+            if errno == DAMAGED:
                 raise PageDamagedError(f"{where} is damaged; 2 MiB or more cannot be read: run `holdfast check`", key)
             raise DiskError(f"{where} cannot be read: errno {errno}", errno)
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from holdfast.pool.block import ADDRESS_MASK, KIND_MAP, LBA_MASK, LEVEL_SHIFT, SEED_MAP, VOLUME_SHIFT
+from holdfast.pool.space import Privilege
 from holdfast.volume.page_cache import PAGE_MASK, PAGE_SHIFT, PageCache
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Work
@@ -64,7 +65,7 @@ class PageWriter:
                     log.room = 0  # the next client finds its own limit again
                     yield from self._next_turn()
                 while stamp[slot] == frozen and not log.room:
-                    room = log.make_room(metadata=True)
+                    room = log.make_room(Privilege.CHECKPOINT)
                     if room is not Room.YES:
                         yield from self._wait_for_room(room)
                 if stamp[slot] == frozen:
@@ -74,7 +75,7 @@ class PageWriter:
     def thaw(self, slot: int) -> Room:
         """Append a frozen page because it is about to change. Not Room.YES: wait for that, then look again."""
         if not self.log.room:
-            room = self.log.make_room(metadata=True)
+            room = self.log.make_room(Privilege.CHECKPOINT)
             if room is not Room.YES:
                 return room
         self._append(slot)

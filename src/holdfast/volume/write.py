@@ -16,8 +16,9 @@ import numpy as np
 
 from holdfast.errors import CorruptionError, DiskError, NoSpaceError
 from holdfast.pool.block import ADDRESS_BITS, ADDRESS_MASK, CHECK_MASK, KIND_DATA, LBA_MASK, SEED_DATA
+from holdfast.pool.space import Privilege
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
-from holdfast.volume.block_reader import BlockReader
+from holdfast.volume.block_reader import DAMAGED, BlockReader
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
 from holdfast.volume.page_table import PageTable
 from holdfast.volume.page_writer import PageWriter
@@ -207,7 +208,7 @@ class Writer:
 
     def _cannot_read(self, volume: Volume, lba: int, errno: int) -> None:
         where = f"block {lba} of volume {volume.name}, to be changed in part,"
-        if errno == CorruptionError.errno:
+        if errno == DAMAGED:
             volume.note_damage(lba, "found when it was to be changed in part")
             raise CorruptionError(f"{where} is damaged; overwrite it whole")
         raise DiskError(f"{where} cannot be read: errno {errno}", errno)
@@ -272,7 +273,7 @@ class Writer:
                 return obstacle
         log = self.log
         if not log.room:
-            room = log.make_room(metadata=True)
+            room = log.make_room(Privilege.FREEING)
             if room:
                 return room
         log.append_hole(volume.key_base | first & LBA_MASK, stop - first)

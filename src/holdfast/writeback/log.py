@@ -47,7 +47,7 @@ from holdfast.pool.segment import (
     summary_check,
     summary_entries_max,
 )
-from holdfast.pool.space import SpaceTable
+from holdfast.pool.space import Privilege, SpaceTable
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.writeback.ring import Ring
 
@@ -85,7 +85,7 @@ class Log:
         self.offset = 0  # L: next free block of the open segment
         self.position = 0  # L: log position of that block
         self.address = 0  # L: block address of that block
-        self.metadata_only = False  # L: the open segment was taken from the reserve
+        self.privilege = Privilege.CLIENT  # L: who at least may append to the open segment
         self.room = 0  # L: blocks that `append` takes before `make_room` must be called
         self.sealed = 0  # L: the flusher may write what is below
         self.durable = 0  # F
@@ -174,16 +174,16 @@ class Log:
     def _entries_left(self) -> int:
         return (self._header_at + BLOCK_SIZE_BYTES - self._entry_at) // ENTRY_SIZE_BYTES
 
-    def make_room(self, *, metadata: bool = False) -> Room:
+    def make_room(self, privilege: Privilege = Privilege.CLIENT) -> Room:
         """Make `room` at least 1, or say what stands in the way. Opens and seals commits and segments as needed."""
-        reserve = 0 if metadata else RING_RESERVE_BLOCKS
+        reserve = 0 if privilege else RING_RESERVE_BLOCKS
         while True:
-            if self.metadata_only and not metadata:
-                if not self.space.room_for_clients():
+            if privilege < self.privilege:
+                self.privilege = min(self.privilege, self.space.least_privilege())
+                if privilege < self.privilege:
                     return Room.NO_SPACE
-                self.metadata_only = False
             if self.segment < 0:
-                outcome = self._open_segment(metadata=metadata)
+                outcome = self._open_segment(privilege)
                 if outcome is not Room.YES:
                     return outcome
             if not self._commit_position:
@@ -241,16 +241,16 @@ class Log:
         self._header_at = self._slot_at - BLOCK_SIZE_BYTES
         self._entry_at = self._header_at + COMMIT_ENTRIES_AT
 
-    def _open_segment(self, *, metadata: bool) -> Room:
+    def _open_segment(self, privilege: Privilege) -> Room:
         if self._ring_left() < 4:
             return Room.RING_FULL
-        if not metadata and not self.space.room_for_clients():
+        least = self.space.least_privilege()
+        if privilege < least:
             return Room.NO_SPACE
-        from_reserve = not self.space.room_for_clients()
         segment = self.space.take_free()
         if segment is None:
             return Room.NO_SEGMENT if self.space.available_segments else Room.NO_SPACE
-        self.metadata_only = from_reserve
+        self.privilege = least
         ordinal = self.next_ordinal
         self.next_ordinal += 1
         self.space.opened(segment, ordinal)

@@ -18,7 +18,7 @@ from holdfast.nbd.negotiated import ExportDirectory, Negotiated
 from holdfast.nbd.protocol import LARGE_READ_BYTES, ProtocolError
 from holdfast.nbd.transmission import Request, RequestReader
 from holdfast.runtime.loop import EventLoop
-from holdfast.session import Session
+from holdfast.serving.session import Session
 from holdfast.units import KIB
 from holdfast.volume.volume import Volume
 

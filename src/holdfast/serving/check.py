@@ -6,10 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from holdfast.checking import CheckReport, OverlayDisk, PoolChecker
 from holdfast.errors import CorruptionError, HoldfastError, NotFoundError
-from holdfast.opening import read_superblock_slots
-from holdfast.pool.segment_check import Finding
+from holdfast.pool.opening import read_superblock_slots
 from holdfast.pool.superblock import Superblock, newest_superblock
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.clock import SystemClock
@@ -18,6 +16,8 @@ from holdfast.runtime.host import boot_tag
 from holdfast.runtime.lock import PoolLock
 from holdfast.runtime.loop import EventLoop
 from holdfast.runtime.ring_memory import SharedRing, ring_path
+from holdfast.scrub.pool_check import CheckReport, OverlayDisk, PoolChecker
+from holdfast.scrub.segment_check import Finding
 from holdfast.units import BLOCK_SHIFT
 from holdfast.work.task import run_to_end
 from holdfast.writeback.ring import Ring

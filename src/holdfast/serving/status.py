@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 from holdfast.control.api import (
     CheckpointInfo,
@@ -15,7 +14,8 @@ from holdfast.control.api import (
     VolumeInfo,
 )
 from holdfast.pool.superblock import FORMAT_VERSION
-from holdfast.served_pool import ServedPool
+from holdfast.runtime.host import resident_bytes
+from holdfast.serving.pool import ServedPool
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.volume import Volume
 
@@ -94,11 +94,3 @@ def statistics(pool: ServedPool) -> Statistics:
         "tasks": len(engine.scheduler.tasks),
         "read_buffer_bytes_left": engine.read_buffer_bytes_left,
     }
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process, shared memory included."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0

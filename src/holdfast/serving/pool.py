@@ -17,8 +17,8 @@ from pathlib import Path
 from holdfast.engine import Engine, EngineOptions
 from holdfast.errors import HoldfastError, NotFoundError, RequestError
 from holdfast.memory.plan import MemoryPlan, plan_memory
-from holdfast.opening import read_superblock_slots
 from holdfast.pool.format import SEGMENT_SIZE_BYTES_DEFAULT, choose_segment_size, new_superblock, write_new_pool
+from holdfast.pool.opening import read_superblock_slots
 from holdfast.pool.superblock import Superblock, newest_superblock
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.clock import SystemClock

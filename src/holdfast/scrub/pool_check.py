@@ -24,14 +24,14 @@ from holdfast.pool.block import (
     VOLUME_SHIFT,
     WordArray,
 )
-from holdfast.opening import OpenedPool, Opener
-from holdfast.pool.segment_check import Finding, SegmentChecker, SegmentReport
+from holdfast.pool.opening import OpenedPool, Opener
 from holdfast.pool.space import ABSENT, FREE, SEALED, SpaceTable
 from holdfast.pool.superblock import Superblock
 from holdfast.pool.tables import TABLE_NAMES
 from holdfast.runtime.ports import READ, WRITE, Disk, Io
+from holdfast.scrub.map_check import MapWalker
+from holdfast.scrub.segment_check import Finding, SegmentChecker, SegmentReport
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
-from holdfast.volume.map_walk import MapWalker
 from holdfast.work.task import run_to_end
 
 Progress = Callable[[int, int], None]

@@ -113,8 +113,10 @@ done
 note "fio keeps 32 writes in flight; disk0 takes $(mapped_mib disk0) MiB by now"
 
 step "4. kill -9"
-kill -9 "$SERVER" "$LOAD"
-wait "$SERVER" "$LOAD" "$DIARY" 2>/dev/null || true # 137, as it should be
+{ # bash tells of the killed on standard error
+    kill -9 "$SERVER" "$LOAD"
+    wait "$SERVER" "$LOAD" "$DIARY" || true # 137, as it should be
+} 2>/dev/null
 SERVER='' LOAD='' DIARY=''
 ENTRIES=$(wc -l <"$SCRATCH/acknowledged")
 note "the server is dead; the diary has $ENTRIES acknowledged entries, and nobody had asked for a flush"

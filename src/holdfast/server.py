@@ -20,7 +20,7 @@ from holdfast.errors import DiskError, HoldfastError, RequestError
 from holdfast.nbd.negotiated import Export, Negotiated
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.listen import Listener, TcpAddress, UnixAddress
-from holdfast.runtime.loop import EventLoop
+from holdfast.runtime.loop import SPIN_NS, EventLoop
 from holdfast.serving.connection import (
     RECEIVE_BYTES_MAX,
     REPLY_BYTES_MAX,
@@ -338,7 +338,7 @@ def serve(options: ServeOptions) -> int:
     sys.setswitchinterval(0.0005)
     pool = ServedPool(
         options.pool,
-        EventLoop(),
+        EventLoop(spin_ns=SPIN_NS),
         PoolOptions(options.memory_bytes, options.capacity_bytes, options.segment_size_bytes, options.preallocate),
         create=True,
     )

@@ -141,7 +141,11 @@ class SpaceTable:
         addresses = addresses[addresses != 0]
         if len(addresses):
             segments = (addresses >> np.uint64(self.segment_shift)).astype(np.intp)
-            np.subtract.at(self.live, segments, 1)
+            first = segments[0]
+            if (segments == first).all():  # what was written together dies together
+                self.live_words[int(first)] -= len(segments)
+            else:
+                np.subtract.at(self.live, segments, 1)
 
     def count_blocks(self, addresses: npt.NDArray[np.uint64]) -> None:
         addresses = addresses[addresses != 0]

@@ -137,7 +137,7 @@ class Uring:
             self._submit()
         elif not self._submit_scheduled:
             self._submit_scheduled = True
-            self._loop.call_soon(self._submit)
+            self._loop.call_last(self._submit)
 
     def _submit(self) -> None:
         self._submit_scheduled = False

@@ -15,7 +15,7 @@ from enum import IntEnum
 import numpy as np
 
 from holdfast.errors import CorruptionError, DiskError, NoSpaceError
-from holdfast.pool.block import ADDRESS_BITS, ADDRESS_MASK, CHECK_MASK, KIND_DATA, LBA_MASK, SEED_DATA
+from holdfast.pool.block import ADDRESS_MASK, KIND_DATA, LBA_MASK, SEED_DATA
 from holdfast.pool.space import Privilege
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
 from holdfast.volume.block_reader import DAMAGED, BlockReader
@@ -117,12 +117,7 @@ class Writer:
             first = here & PAGE_MASK
             count = min(total - done, PAGE_ENTRIES - first, log.room)
             part = view[done << BLOCK_SHIFT : (done + count) << BLOCK_SHIFT]
-            address, checks = log.append_run(part, volume.key_base | here, KIND_DATA)
-            entries = checks.astype(np.uint64)
-            entries &= np.uint64(CHECK_MASK)
-            entries <<= np.uint64(ADDRESS_BITS)
-            entries |= np.arange(address, address + count, dtype=np.uint64)
-            self._replace(volume, slot, first, entries)
+            self._replace(volume, slot, first, log.append_run(part, volume.key_base | here, KIND_DATA))
             done += count
         return done, Obstacle.NONE
 

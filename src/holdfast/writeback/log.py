@@ -22,10 +22,11 @@ import struct
 from enum import IntEnum
 
 import numpy as np
-import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
 from holdfast.pool.block import (
+    ADDRESS_BITS,
+    CHECK_MASK,
     ENTRY_DTYPE,
     ENTRY_SIZE_BYTES,
     HOLE_COUNT_MAX,
@@ -33,6 +34,7 @@ from holdfast.pool.block import (
     KIND_HOLE,
     ZERO_BLOCK,
     EntryArray,
+    WordArray,
     blocks_check,
     hole_check,
 )
@@ -54,6 +56,9 @@ from holdfast.writeback.ring import Ring
 RING_RESERVE_BLOCKS = 128
 
 _ENTRY = struct.Struct("<QII")
+_NUMBERS = np.arange(COMMIT_ENTRIES_MAX, dtype=np.uint64)
+_CHECK_MASK = np.uint64(CHECK_MASK)
+_ADDRESS_BITS = np.uint64(ADDRESS_BITS)
 _pack_entry = _ENTRY.pack_into
 
 
@@ -141,17 +146,18 @@ class Log:
         self.room -= 1
         return (check & 0xFFFFFFF) << 36 | address
 
-    def append_run(self, view: memoryview, owner: int, kind: int) -> tuple[int, npt.NDArray[np.uint32]]:
-        """Append `len(view) / 4096 <= room` blocks of consecutive owners; returns the first address and the checks."""
+    def append_run(self, view: memoryview, owner: int, kind: int) -> WordArray:
+        """Append `len(view) / 4096 <= room` blocks of consecutive owners; returns their map entries."""
         count = len(view) >> BLOCK_SHIFT
         assert 0 < count <= self.room
         at = self._slot_at
         end = at + len(view)
         self.slots[at:end] = view
-        checks = np.array(blocks_check(view, owner, kind), np.uint32)
+        checks = np.array(blocks_check(view, owner, kind), np.uint64)
+        numbers = _NUMBERS[:count]
         first = self._entry_at // ENTRY_SIZE_BYTES
         entries = self._entries[first : first + count]
-        entries["owner"] = np.arange(owner, owner + count, dtype=np.uint64)
+        entries["owner"] = numbers + np.uint64(owner)
         entries["check"] = checks
         entries["meta"] = kind
         address = self.address
@@ -160,7 +166,10 @@ class Log:
         self.address += count
         self.position += count
         self.room -= count
-        return address, checks
+        checks &= _CHECK_MASK
+        checks <<= _ADDRESS_BITS
+        checks |= numbers + np.uint64(address)
+        return checks
 
     def append_hole(self, owner: int, count: int) -> None:
         """Append the record that `count` blocks from `owner`'s lba on are a hole. Needs `room >= 1`."""

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from holdfast.errors import HoldfastError, NoSpaceError, NotFoundError, RequestError
+from holdfast.errors import DiskError, HoldfastError, NoSpaceError, NotFoundError, RequestError
 from holdfast.memory.plan import MemoryPlan
-from holdfast.pool.block import VOLUME_ID_MAX
+from holdfast.pool.block import LBA_MASK, LEVEL_SHIFT, VOLUME_ID_MAX
 from holdfast.pool.checkpoint import Checkpointer
 from holdfast.pool.opening import Opener
 from holdfast.pool.space import DYING, ROW_DTYPE, SEALED, Privilege, SpaceTable
@@ -28,8 +28,8 @@ from holdfast.pool.tables import ROW_SIZE_BYTES, TABLE_COPIES, VolumeRow
 from holdfast.runtime.ports import PREPARE, Clock, Disk, Io
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, GIB, VOLUME_SIZE_BYTES_MAX, format_size
 from holdfast.volume.block_reader import BlockReader
-from holdfast.volume.page_cache import PageCache
-from holdfast.volume.page_table import PageTable
+from holdfast.volume.page_cache import PAGE_SHIFT, PageCache
+from holdfast.volume.page_table import PageDamagedError, PageTable
 from holdfast.volume.page_writer import PageWriter
 from holdfast.volume.read import Reader
 from holdfast.volume.replay import Replayer
@@ -44,8 +44,9 @@ log_output = logging.getLogger("holdfast.engine")
 
 # A checkpoint is due when so much log was written since the last one: recovery reads that much at most.
 CHECKPOINT_LOG_BYTES = 1 * GIB
-# Segments kept prepared ahead of the log's head, so that no write waits for a new file to be written through.
-PREPARED_AHEAD = 6
+# Segments kept prepared ahead of the log's head, besides those held back, so that no write waits for a new file to be
+# written through.
+PREPARED_AHEAD = 4
 HOST_FULL_RETRY_NS = 2_000_000_000
 COMPLAINTS_A_TICK_MAX = 5
 
@@ -180,7 +181,7 @@ class Engine:
         self.opened = True
         for volume in list(self.volumes.values()):
             if volume.removing:
-                self.scheduler.spawn(_guarded(self._remove(volume)), f"remove {volume.name}")
+                self.scheduler.spawn(_guarded(self._remove(volume)), f"remove {volume.name}", self._removal_done)
 
     def close(self, done: Callable[[HoldfastError | None], None]) -> None:
         """Make everything durable and write a clean checkpoint. The caller has ended all sessions."""
@@ -234,7 +235,7 @@ class Engine:
 
     def _maintain(self) -> None:
         space = self.space
-        wanted = len(space.free) < PREPARED_AHEAD or self.options.preallocate
+        wanted = len(space.free) < space.reserve_segments + PREPARED_AHEAD or self.options.preallocate
         if wanted and space.absent and not space.preparing and not space.host_full:
             self._prepare_segment()
         if not self._checkpoint_running and self._checkpoint_due():
@@ -352,6 +353,10 @@ class Engine:
             yield self.ring_room
         else:
             if room is Room.NO_SPACE and not self.opened:
+                if self.space.host_full:
+                    raise NoSpaceError(
+                        "the filesystem below the pool is full: free some of it, the pool needs a segment"
+                    )
                 raise NoSpaceError("the pool has no segment left for its own metadata; serve it with more --capacity")
             if room is Room.NO_SPACE:
                 log_output.error("no segment left for metadata: the checkpoint waits for space to be freed")
@@ -387,6 +392,8 @@ class Engine:
             answer(RequestError(f"a volume's size is between 1 byte and {format_size(VOLUME_SIZE_BYTES_MAX)}"))
         elif self.next_volume_id > VOLUME_ID_MAX:
             answer(RequestError("no volume id is left in this pool"))
+        elif (refusal := self._no_room_for_a_volume()) is not None:
+            answer(refusal)
         else:
             row = VolumeRow(
                 volume_id=self.next_volume_id,
@@ -411,10 +418,19 @@ class Engine:
                     del self.volumes[volume.volume_id]
                 answer(error or volume)
 
-            self.scheduler.spawn(_guarded(self._checkpoint_then(volume)), f"create {name}", made)
+            self.scheduler.spawn(_guarded(self.checkpoint()), f"create {name}", made)
 
-    def _checkpoint_then(self, _volume: Volume) -> Work:
-        yield from self.checkpoint()
+    def _no_room_for_a_volume(self) -> NoSpaceError | None:
+        """Hold back what the checkpoints of one more volume may need, or say that there is not so much left."""
+        superblock = self.checkpointer.superblock
+        try:
+            _reserve(self.space, superblock, self.cache, len(self.volumes) + 1)
+        except NoSpaceError as error:
+            _reserve(self.space, superblock, self.cache, len(self.volumes))
+            return error
+        if self.space.available_segments <= self.space.checkpoint_segments:
+            return NoSpaceError("the pool is full: trim or remove volumes, or serve it with more --capacity")
+        return None
 
     def remove_volume(self, name: str, answer: Answer) -> None:
         """Remove a volume nobody is connected to; `answer` is called once it is sure to go, its space comes free
@@ -423,25 +439,36 @@ class Engine:
         if volume is None or volume.removing:
             answer(NotFoundError(f"there is no volume {name!r}; `holdfast volume list` shows those that exist"))
         elif volume.connections:
-            answer(RequestError(f"volume {name!r} has {volume.connections} connections; disconnect its clients first"))
+            answer(
+                RequestError(
+                    f"volume {name!r} is in use ({volume.connections} connected); disconnect its clients first"
+                )
+            )
         else:
             volume.removing = True
 
             def marked(error: HoldfastError | None) -> None:
+                volume.removing = error is None
                 answer(error)
                 if error is None:
                     self.scheduler.spawn(_guarded(self._remove(volume)), f"remove {name}", self._removal_done)
 
-            self.scheduler.spawn(_guarded(self._checkpoint_then(volume)), f"mark {name}", marked)
+            self.scheduler.spawn(_guarded(self.checkpoint()), f"mark {name}", marked)
 
     def _remove(self, volume: Volume) -> Work:
         """Turn the whole volume into holes, then drop its row."""
-        while True:
+        first = 0
+        while first < volume.size_blocks:
             try:
-                yield from self.writer.punch(volume, 0, volume.size_blocks)
+                yield from self.writer.punch(volume, first, volume.size_blocks)
                 break
-            except NoSpaceError:
-                yield self.next_tick  # checkpoints free what was let go of; then there is room to go on
+            except PageDamagedError as error:
+                # What lies below the page cannot be found: it stays counted as live until a repair counts again.
+                log_output.error("%s; the space below it is not freed", error)
+                level, index = error.key >> LEVEL_SHIFT & 15, error.key & LBA_MASK
+                first = (index + 1) << PAGE_SHIFT * (level + 1)
+            except (NoSpaceError, DiskError):
+                yield self.next_tick  # a checkpoint frees what was let go of, or the disk recovers; then on from here
         yield from self.checkpoint()
         # A cancelled request may still wait for a page that it had asked for; a checkpoint refers to the volume's
         # pages.
@@ -450,6 +477,7 @@ class Engine:
         self.cache.forget_volume(volume.key_base)
         del self.volumes[volume.volume_id]
         del self.by_name[volume.name]
+        _reserve(self.space, self.checkpointer.superblock, self.cache, len(self.volumes))
         yield from self.checkpoint()
 
     def _removal_done(self, error: HoldfastError | None) -> None:

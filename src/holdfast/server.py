@@ -41,6 +41,7 @@ log_output = logging.getLogger("holdfast.server")
 DRAIN_NS_MAX = 10_000_000_000
 # ... and how long writing everything out may take before the rest is left to the ring.
 STOP_NS_MAX = 60_000_000_000
+CONTROL_CONNECTIONS_MAX = 64
 PROFILE_VARIABLE = "HOLDFAST_PROFILE"
 
 ServiceReply = Callable[["VolumeInfo | VolumeRemoved | HoldfastError"], None]
@@ -75,6 +76,7 @@ class Server:
         self.piece_buffer = aligned_buffer(READ_PIECE_BYTES)  # I
         self.closing = False  # L
         self.failure: HoldfastError | None = None  # L
+        self._stopped_cleanly = False  # L
         self.started_ns = pool.clock.now_ns()  # I
         self.listeners: list[Listener] = []  # L
         self._connections: dict[Connection, None] = {}  # L
@@ -99,7 +101,7 @@ class Server:
             profiler.dump_stats(profile)
         else:
             self.loop.run()
-        self.pool.release(clean=self.failure is None)
+        self.pool.release(clean=self._stopped_cleanly)
         if self.failure is not None:
             raise self.failure
         return 0
@@ -113,8 +115,12 @@ class Server:
         self._make_volumes(list(self.options.volumes))
 
     def _fail(self, error: HoldfastError) -> None:
+        """End with an error. A pool that could be opened is closed in order all the same."""
         self.failure = error
-        self.loop.stop()
+        if self.engine.opened:
+            self.pool.stop(self._stopped)
+        else:
+            self.loop.stop()
 
     def _make_volumes(self, wanted: list[tuple[str, int]]) -> None:
         while wanted:
@@ -207,20 +213,24 @@ class Server:
 
     def _cannot_stop(self) -> None:
         """The disk does not take what is dirty. It stays in the ring, where the next server finds it."""
-        dirty = format_size(self.engine.flusher.dirty_blocks << BLOCK_SHIFT)
-        errno = self.engine.flusher.last_errno
+        flusher = self.engine.flusher
+        dirty = format_size(flusher.dirty_blocks << BLOCK_SHIFT)
+        reason = f"errno {flusher.last_errno}" if flusher.last_errno else "the last checkpoint found no room or no end"
         self._stopped(
             DiskError(
-                f"pool {self.pool.path}: {dirty} could not be written out (errno {errno}); they stay in the ring "
-                f"{self.pool.ring_memory.path}: mend the disk below and serve the pool again, before any reboot",
-                errno or EIO,
+                f"pool {self.pool.path}: it could not be closed in order ({reason}); {dirty} not durable yet stay in "
+                f"the ring {self.pool.ring_memory.path}: mend what is below, serve the pool again, before any reboot",
+                flusher.last_errno or EIO,
             )
         )
 
     def _stopped(self, error: HoldfastError | None) -> None:
         for control in list(self._controls):
             control.close()
-        self.failure = error
+        for listener in self.listeners:
+            listener.close()
+        self._stopped_cleanly = error is None
+        self.failure = self.failure or error
         self.loop.stop()
 
     # ---- turns
@@ -261,6 +271,9 @@ class Server:
         self._connections.pop(connection, None)
 
     def _accept_control(self, sock: socket.socket, _peer: str) -> None:
+        if len(self._controls) >= CONTROL_CONNECTIONS_MAX:
+            sock.close()
+            return
         self._controls[ControlSocket(self.loop, sock, self, on_close=self._control_closed)] = None
 
     def _control_closed(self, control: ControlSocket) -> None:

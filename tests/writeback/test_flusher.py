@@ -96,7 +96,7 @@ def test_a_failed_write_is_told_and_everything_stays_dirty(rig: Rig) -> None:
     rig.flush()
     rig.settle()
     assert rig.answers == [ENOSPC]
-    assert rig.flusher.failing
+    assert rig.flusher.last_errno
     assert rig.flusher.dirty_blocks > 0
     assert rig.flusher.idle
 
@@ -126,7 +126,7 @@ def test_what_failed_is_written_again_after_a_pause_that_doubles(rig: Rig) -> No
     rig.flusher.tick(now + 4 * RETRY_DELAY_NS_MAX)
     rig.settle()
     assert rig.answers[-1] == 0
-    assert not rig.flusher.failing
+    assert not rig.flusher.last_errno
 
 
 def test_after_a_failed_sync_the_data_are_written_again_and_not_just_synced() -> None:

@@ -6,9 +6,10 @@ import pytest
 
 from holdfast.errors import CorruptionError
 from holdfast.pool.commit import decode_commit_header
+from holdfast.runtime.buffers import aligned_buffer
 from holdfast.units import BLOCK_SIZE_BYTES
 from holdfast.work.task import run_to_end
-from holdfast.writeback.ring import Ring
+from holdfast.writeback.ring import RING_HEADER_BYTES, Ring
 from holdfast.writeback.ring_recovery import ring_belongs, write_out_ring
 from tests.writeback.conftest import EPOCH, SEGMENT_BLOCKS, TAG, Rig
 
@@ -144,3 +145,26 @@ def test_a_window_that_is_lost_is_an_error_and_no_guess(rig: Rig) -> None:
     rig.ring.view[4096:8192] = bytes(4096)
     with pytest.raises(CorruptionError, match="window"):
         write_out(rig)
+
+
+def test_a_ring_that_cannot_say_whose_it_is_is_not_taken_for_an_empty_one() -> None:
+    """It may hold writes that were acknowledged: going on without it must be a person's decision."""
+    ring = Ring(aligned_buffer(RING_HEADER_BYTES + 512 * BLOCK_SIZE_BYTES), segment_blocks=256)
+    assert not ring_belongs(ring, tag=1, epoch=2, boot=3), "a new file holds nothing"
+    ring.format(tag=1, epoch=2, boot=3)
+    ring.publish(head_position=300, durable_position=256, commit_position=0, entry_count=0)
+    assert ring_belongs(ring, tag=1, epoch=2, boot=3)
+    assert not ring_belongs(ring, tag=1, epoch=2, boot=4), "the machine was started anew since"
+    ring.view[:1024] = bytes(1024)
+    with pytest.raises(CorruptionError, match="header of the ring is damaged"):
+        ring_belongs(ring, tag=1, epoch=2, boot=3)
+
+
+def test_a_ring_without_a_whole_publication_is_not_taken_for_an_empty_one() -> None:
+    ring = Ring(aligned_buffer(RING_HEADER_BYTES + 512 * BLOCK_SIZE_BYTES), segment_blocks=256)
+    ring.format(tag=1, epoch=2, boot=3)
+    ring.publish(head_position=300, durable_position=256, commit_position=0, entry_count=0)
+    for at in (1024, 1280, 2048, 2304):
+        ring.view[at] ^= 1
+    with pytest.raises(CorruptionError, match="no publication"):
+        run_to_end(write_out_ring(ring, tag=1, epoch=2, note=lambda _text: None), lambda _io: 0)

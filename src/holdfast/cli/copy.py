@@ -99,7 +99,7 @@ def command(
         if not ends.is_remote(source) and not ends.is_remote(target):
             raise CommandError(f"{source} and {target} are both files; name a volume as POOL/NAME, or use cp --sparse")
         left = ends.open_source(source)
-        right = ends.open_target(target, left.size_bytes, create=create)
+        right = ends.open_target(target, source, left.size_bytes, create=create)
         check_fits(left, source, right, target)
         with _progress("copying", left.size_bytes, show=show_progress) as progress:
             moved = transfer(left, right, connections=connections, progress=progress)
@@ -172,7 +172,8 @@ class _Ends:
         self._stack.callback(place.close)
         return place
 
-    def open_target(self, text: str, size_bytes: int, *, create: bool) -> _Place:
+    def open_target(self, text: str, source: str, size_bytes: int, *, create: bool) -> _Place:
+        """`source` of `size_bytes` is what is to be copied there."""
         from holdfast.cli.nbd_session import NbdAddress
         from holdfast.cli.places import FilePlace, NbdPlace
 
@@ -188,6 +189,10 @@ class _Ends:
             except NotFoundError:
                 if not create:
                     raise
+                if size_bytes == 0:
+                    raise CommandError(
+                        f"{source} is empty, and a volume cannot be; is it the right SRC? nothing was created"
+                    ) from None
                 info = pool.client.create_volume(where.name, size_bytes)
                 created = True
             uri = pool.uri_of(where, info)

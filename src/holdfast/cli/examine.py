@@ -15,11 +15,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
+from uuid import UUID
 
 from msgspec import Struct
 
+from holdfast.cli.locate import SUPERBLOCK_NAME, is_pool
+from holdfast.errors import CorruptionError
+from holdfast.pool.superblock import SLOT_OFFSETS, decode_superblock
 from holdfast.runtime.host import MemoryGroup, default_memory_bytes, host_available_bytes, memory_groups
-from holdfast.units import GIB, MIB, format_size
+from holdfast.runtime.ring_memory import SHM_DIRECTORY, ring_name
+from holdfast.units import BLOCK_SIZE_BYTES, GIB, MIB, format_size
 
 OK: Literal["ok"] = "ok"
 WARN: Literal["warn"] = "warn"
@@ -33,6 +38,9 @@ _SHM_BYTES_WANTED = 96 * MIB
 
 # Beside the budget there is the interpreter with its libraries, and what the kernel charges to the group for us.
 _MEMORY_MARGIN_BYTES = 128 * MIB
+
+# The names of more ring files than this would fill the screen; their number and size say enough.
+_RINGS_NAMED_MAX = 3
 
 _CAP_SYS_RESOURCE_BIT = 24
 _SYS_IO_URING_SETUP = 425  # on all architectures that have it under the common numbering: x86-64, AArch64, RISC-V
@@ -58,8 +66,9 @@ def examine(pool: Path | None) -> Iterator[Finding]:
     for group in memory_groups():
         yield _memory_group(group)
     yield _memory_budget()
+    yield from other_rings(Path(SHM_DIRECTORY), pool)
     if pool is not None:
-        yield from _filesystem(pool)
+        yield from _pool(pool)
     yield from _optional()
 
 
@@ -207,13 +216,67 @@ def _memory_budget() -> Finding:
     return Finding(subject="memory", state=OK, found=found)
 
 
-# --- The pool's filesystem --------------------------------------------------------------------------------------------
+def other_rings(directory: Path, pool: Path | None) -> Iterator[Finding]:
+    """The ring files in `directory` that are not known to be of `pool`: information, as their pools may be anywhere."""
+    own = _ring_name_of(pool) if pool is not None else None
+    rings = sorted(path for path in directory.glob(ring_name("*") + "*") if path.name != own)
+    if not rings:
+        return
+    size_bytes = sum(path.stat().st_size for path in rings)
+    names = [path.name for path in rings[:_RINGS_NAMED_MAX]] + ["..."] * (len(rings) > _RINGS_NAMED_MAX)
+    yield Finding(
+        subject="rings",
+        state=OK,
+        found=f"{len(rings)} of {'other' if own is not None else 'some'} pools, {format_size(size_bytes)} in {directory}",
+        why=f"pools that are served now, or whose server died: {', '.join(names)}",
+        what_to_do=f"where a pool is gone for good: rm {directory}/{ring_name('UUID')}",
+    )
 
 
-def _filesystem(pool: Path) -> Iterator[Finding]:
-    directory = pool.resolve()
-    while not directory.is_dir():
-        directory = directory.parent
+def _ring_name_of(pool: Path) -> str | None:
+    """The name of the pool's ring file; None where the pool cannot be told, because there is none or it is damaged."""
+    try:
+        with open(pool / SUPERBLOCK_NAME, "rb") as file:
+            slots = [os.pread(file.fileno(), BLOCK_SIZE_BYTES, offset) for offset in SLOT_OFFSETS]
+    except OSError:
+        return None
+    for slot in slots:
+        try:
+            superblock = decode_superblock(slot) if len(slot) == BLOCK_SIZE_BYTES else None
+        except CorruptionError:  # valid, but of a version that we cannot read
+            return None
+        if superblock is not None:
+            return ring_name(str(UUID(bytes=superblock.uuid)))
+    return None
+
+
+# --- The pool and its filesystem --------------------------------------------------------------------------------------
+
+
+def _pool(pool: Path) -> Iterator[Finding]:
+    """Its place, then the filesystem there, if it can be a pool's place at all."""
+    directory = next(path for path in (pool.absolute(), *pool.absolute().parents) if os.path.lexists(path))
+    if not directory.is_dir():
+        yield Finding(
+            subject="pool",
+            state=BAD,
+            found=f"{directory} is not a directory",
+            why="a pool is a directory",
+            what_to_do="give another path, or move away what is there",
+        )
+        return
+    if directory != pool.absolute():
+        yield Finding(subject="pool", state=OK, found="not there yet", why=f"holdfast serve {pool} will make it")
+    elif not is_pool(pool):
+        yield Finding(
+            subject="pool", state=OK, found="a directory without a pool", why=f"holdfast serve {pool} will make one in it"
+        )
+    else:
+        yield Finding(subject="pool", state=OK, found=str(directory))
+    yield from _filesystem(directory.resolve())
+
+
+def _filesystem(directory: Path) -> Iterator[Finding]:
     kind = filesystem_type(directory)
     yield _filesystem_kind(directory, kind)
     yield _free_space(directory)

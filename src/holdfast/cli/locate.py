@@ -6,11 +6,12 @@ that is being served is asked through its control socket; one that is not is ope
 
 from __future__ import annotations
 
+import errno as errno_codes
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -38,29 +39,46 @@ class PoolPath:
 
 
 def is_pool(path: Path) -> bool:
-    return (path / SUPERBLOCK_NAME).is_file() or (path / CONTROL_SOCKET_NAME).is_socket()
+    try:
+        return (path / SUPERBLOCK_NAME).is_file() or (path / CONTROL_SOCKET_NAME).is_socket()
+    except OSError as error:
+        return _is_no_name(error)
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:
+        return _is_no_name(error)
+
+
+def _is_no_name(error: OSError) -> Literal[False]:
+    """A name that is too long for a file is nothing that exists: what is wrong with it is said where it is validated."""
+    if error.errno != errno_codes.ENAMETOOLONG:
+        raise error
+    return False
 
 
 def split_pool_path(text: str) -> PoolPath:
     """Cut POOL[/NAME]. Whether pool and volume exist is found out when they are used."""
     path = Path(text)
-    if is_pool(path) or text.endswith("/") or path.is_dir():
+    if is_pool(path) or text.endswith("/") or _is_directory(path):
         return PoolPath(path)
     return PoolPath(path.parent, path.name)
 
 
 @contextmanager
-def open_pool(pool: Path, *, make: bool = False) -> Iterator[OfflineService]:
-    """The pool in directory `pool`, through its server if it has one. With `make` it need not exist yet."""
+def open_pool(pool: Path) -> Iterator[OfflineService]:
+    """The pool in directory `pool`, through its server if it has one. Only `holdfast serve` makes a pool."""
     with ExitStack() as stack:
         service: OfflineService | None = ControlClient.connect_if_served(pool)
         if service is None:
-            if not make and not is_pool(pool):
-                raise CommandError(f"{pool}: there is no pool here; make one: holdfast serve {pool} --volume disk0=10G")
+            if not is_pool(pool):
+                raise CommandError(f"{pool}: there is no pool here; `holdfast serve {pool}` makes one")
             from holdfast.serving.offline import offline
 
             try:
-                service = stack.enter_context(offline(str(pool), create=make))
+                service = stack.enter_context(offline(str(pool)))
             except PoolBusyError:
                 # A server may have started between the two attempts.
                 service = ControlClient.connect_if_served(pool)
@@ -117,6 +135,7 @@ class PoolPathType(click.ParamType[PoolPath]):
     def __init__(self, *, wants_name: bool | None) -> None:
         """`wants_name`: True where a volume must be named, False where it must not, None where it may."""
         self.wants_name = wants_name
+        self.name = "pool/name" if wants_name else "pool[/name]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> PoolPath:
         if isinstance(value, PoolPath):
@@ -128,6 +147,9 @@ class PoolPathType(click.ParamType[PoolPath]):
             self.fail(f"{value!r} names no volume; write {where.pool}/NAME", param, ctx)
         if where.name is not None:
             _convert(self, validate_volume_name, where.name, param, ctx)
+            if "/" not in value and not is_pool(where.pool):
+                # A bare word. That the current directory was meant as the pool is less likely than a forgotten POOL/.
+                self.fail(f"{value!r} names no pool; write {self.name.upper()}", param, ctx)
         return where
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -10,6 +10,15 @@ import click
 import msgspec
 
 
+# A name may have 255 characters; a few such would leave no room for the other columns.
+_NAME_LENGTH_MAX = 40
+
+
+def shorten(name: str) -> str:
+    """A name as a table shows it. Where it must be whole (JSON, URIs, single values) it is not shortened."""
+    return name if len(name) <= _NAME_LENGTH_MAX else name[: _NAME_LENGTH_MAX - 3] + "..."
+
+
 def print_json(value: object) -> None:
     """`value` (structures, dataclasses, lists of them) as indented JSON."""
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))

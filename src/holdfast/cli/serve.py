@@ -6,23 +6,28 @@ The server lives in this process, so this module imports as little as it can: no
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 
 import click
 
-from holdfast.cli.command import ManualCommand
+from holdfast.cli.command import CommandError, ManualCommand
 from holdfast.cli.locate import NAMED_SIZE, POOL, SIZE, PoolPath
+from holdfast.control.client import CONTROL_SOCKET_NAME
 from holdfast.errors import RequestError
+from holdfast.runtime.listen import UNIX_PATH_BYTES_MAX, parse_address
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
-# TCP and Unix listeners as written on the command line. Their parts are checked where they are bound.
-_LISTEN_PREFIXES = ("unix:", "tcp:")
+_NBD_SOCKET_NAME = "nbd.sock"
 
 
 def _check_listen(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
-        if not value.startswith(_LISTEN_PREFIXES):
-            raise click.BadParameter(f"{value!r} is neither unix:PATH nor tcp:ADDRESS:PORT", ctx, param)
+        try:
+            parse_address(value)
+        except RequestError as error:
+            raise click.BadParameter(str(error), ctx, param) from error
     return values
 
 
@@ -42,6 +47,22 @@ def _memory_bytes(ctx: click.Context, param: click.Parameter, value: str) -> int
 
         return default_memory_bytes()
     return SIZE.convert(value, param, ctx)
+
+
+def _check_pool(pool: Path, *, default_socket: bool) -> None:
+    """Refuse what would otherwise be noticed when a pool has been made already: a file in its place, long socket paths."""
+    existing = next(path for path in (pool, *pool.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise CommandError(f"{existing} is not a directory; give the directory of a pool, or one to be made")
+    for name in (*([_NBD_SOCKET_NAME] if default_socket else []), CONTROL_SOCKET_NAME):
+        # The absolute path: it is what clients are given, from wherever they connect.
+        path = pool.absolute() / name
+        length_bytes = len(os.fsencode(path))
+        if length_bytes > UNIX_PATH_BYTES_MAX:
+            raise CommandError(
+                f"{path}: the path of this socket has {length_bytes} bytes and the kernel allows {UNIX_PATH_BYTES_MAX}; "
+                "choose a directory with a shorter path, or give a short symbolic link to it"
+            )
 
 
 @click.command(
@@ -108,6 +129,7 @@ def command(
     """
     from holdfast.server import ServeOptions, serve
 
+    _check_pool(pool.pool, default_socket=not listen)
     logging.basicConfig(level=log_level.upper(), format="holdfast: %(levelname)s: %(message)s")
     if segment_size_bytes is not None and segment_size_bytes % 4096:
         raise RequestError(f"--segment-size {segment_size_bytes} is not a multiple of 4096 bytes; try 32M")

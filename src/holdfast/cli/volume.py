@@ -8,7 +8,7 @@ import click
 
 from holdfast.cli.command import CommandError, LazyGroup, ManualCommand
 from holdfast.cli.locate import POOL, POOL_OR_VOLUME, VOLUME, VOLUME_SIZE, PoolPath, open_pool
-from holdfast.cli.output import print_json, print_table
+from holdfast.cli.output import print_json, print_table, shorten
 from holdfast.control.api import VolumeInfo, VolumeList
 from holdfast.units import format_size
 
@@ -38,10 +38,11 @@ def command() -> None:
 def create(volume: PoolPath, size: int, as_json: bool) -> None:
     """Create the volume NAME of SIZE in POOL.
 
-    The volume is thin: it takes space as it is written.  A served volume can be used at once.
+    The volume is thin: it takes space as it is written.  A served volume can be used at once.  POOL must exist; `holdfast
+    serve POOL` makes one.
     """
     assert volume.name is not None
-    with open_pool(volume.pool, make=True) as service:
+    with open_pool(volume.pool) as service:
         info = service.create_volume(volume.name, size)
     if as_json:
         print_json(info)
@@ -62,7 +63,8 @@ def create(volume: PoolPath, size: int, as_json: bool) -> None:
 def list_(pool: PoolPath, as_json: bool) -> None:
     """List the volumes of POOL.
 
-    MAPPED is what is written and not trimmed; CLIENTS are the NBD connections now.
+    MAPPED is what is written and not trimmed; CLIENTS are the NBD connections now.  Long names are shortened, except with
+    --json.
     """
     with open_pool(pool.pool) as service:
         volumes = service.volumes()
@@ -76,7 +78,7 @@ def list_(pool: PoolPath, as_json: bool) -> None:
         ("NAME", "SIZE", "MAPPED", "CLIENTS", "STATE", "URI"),
         [
             (
-                volume.name,
+                shorten(volume.name),
                 format_size(volume.size_bytes),
                 format_size(volume.mapped_bytes),
                 str(volume.connections),

@@ -107,15 +107,14 @@ class Stopping(Struct, frozen=True, kw_only=True):
 
 
 class SegmentCounts(Struct, frozen=True, kw_only=True):
-    """How many segments of the pool are in which state; they add up to `total`."""
+    """How many segments of the pool are in which state: `unprepared`, `free`, `open` and `sealed` add up to `total`."""
 
     total: int = 0
-    unprepared: int = 0  # within the capacity, but not written through yet
-    prepared: int = 0  # written through, never used
-    free: int = 0  # used before and recycled
+    unprepared: int = 0  # within the capacity, but without a file, or not written through yet
+    free: int = 0  # written through and holding nothing: never used, or used and come free again
     open: int = 0
-    sealed: int = 0
-    reserved: int = 0  # held back for metadata, the checkpoint and the cleaner
+    sealed: int = 0  # with those that come free at the next checkpoint
+    reserved: int = 0  # no state: how many of the free ones clients' data may not take
 
 
 class MemoryUse(Struct, frozen=True, kw_only=True):
@@ -132,7 +131,6 @@ class CheckpointInfo(Struct, frozen=True, kw_only=True):
 
     sequence: int = 0
     log_position: int = 0
-    age_s: float = 0.0
 
 
 class PoolStatus(Struct, frozen=True, kw_only=True):

@@ -4,7 +4,8 @@ One `ControlConnection` stands between one accepted connection and the `Service`
 received, sends what `data_to_send` gives, and closes the socket when `closed` is true and nothing is left to send:
 
     connection.receive_data(received)      # b"" when the peer sent its last byte
-    send(connection.data_to_send())        # after every receive_data, and whenever `on_output` was called
+    while data := connection.data_to_send():   # after every receive_data, and whenever `on_output` was called
+        send(data)                         # all of it, before more is taken
     if connection.closed: close the socket
 
     GET    /v1/pool                        PoolStatus
@@ -18,7 +19,9 @@ received, sends what `data_to_send` gives, and closes the socket when `closed` i
 1. One request at a time: while an answer is due nothing further is parsed, and `wants_data` is false so that the owner
    leaves the rest in the socket.
 2. Bounded: the header by `HEADER_BYTES_MAX`, the body by `BODY_BYTES_MAX`, what arrives out of turn by both together.
-   Whoever exceeds them is answered where the protocol still allows an answer, and disconnected.
+   Whoever exceeds them is answered where the protocol still allows an answer, and disconnected.  Requests behind
+   `OUTPUT_BYTES_MAX` of answers wait, as if an answer were due, until the owner takes these: a few bytes of request may
+   ask for a long list, and a client need not read any of them.
 3. A reply that comes after the connection ended is dropped; what it answers has happened all the same.
 4. A malformed request never raises out of `receive_data`.  An exception that is no HoldfastError is a bug of ours and
    does pass through, to the loop's error handler.
@@ -49,6 +52,7 @@ from holdfast.errors import HoldfastError, RequestError
 
 HEADER_BYTES_MAX: Final = 16 * 1024
 BODY_BYTES_MAX: Final = 64 * 1024
+OUTPUT_BYTES_MAX: Final = 64 * 1024  # and the one answer that goes beyond it
 
 _VOLUMES = "/v1/volumes"
 _VOLUME_PREFIX = _VOLUMES + "/"
@@ -70,6 +74,8 @@ class ControlConnection:
         self._on_output = on_output
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_BYTES_MAX)
         self._output: list[bytes] = []
+        self._output_bytes = 0
+        self._held = False  # parsing has stopped until the output is taken
         self._request: h11.Request | None = None
         self._body = bytearray()
         self._answer_due = False
@@ -79,32 +85,32 @@ class ControlConnection:
 
     @property
     def wants_data(self) -> bool:
-        """False while an answer is due: the owner may stop watching the socket for input."""
-        return not self.closed and not self._answer_due
+        """False while an answer is due or not taken: the owner is to stop watching the socket for input."""
+        return not self.closed and not self._answer_due and not self._held
 
     def data_to_send(self) -> bytes:
-        """Take what is to be sent now. What is taken is not given again."""
+        """Take what is to be sent now; empty if there is nothing. What is taken is not given again.
+
+        Requests that waited for this output are handled here, and their answers given by the next call.
+        """
         data = b"".join(self._output)
         self._output.clear()
+        self._output_bytes = 0
+        if self._held:
+            self._held = False
+            self._go_on()
         return data
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
         """Take in what the peer sent; empty means that it will send no more. The view is not kept."""
         if self.closed:
             return
-        if self._answer_due:
+        if self._answer_due or self._held:
             self._out_of_turn_bytes += len(data)
             if self._out_of_turn_bytes > HEADER_BYTES_MAX + BODY_BYTES_MAX:
                 self._close()
                 return
-        self._in_receive = True
-        try:
-            self._http.receive_data(bytes(data))
-            self._advance()
-        except h11.RemoteProtocolError as error:
-            self._refuse_malformed(error)
-        finally:
-            self._in_receive = False
+        self._go_on(bytes(data))
 
     def peer_gone(self) -> None:
         """The socket failed: nothing can be sent any more. An answer still due will be dropped."""
@@ -113,9 +119,24 @@ class ControlConnection:
 
     # --- Parsing ------------------------------------------------------------------------------------------------------
 
+    def _go_on(self, data: bytes | None = None) -> None:
+        self._in_receive = True
+        try:
+            if data is not None:
+                self._http.receive_data(data)
+            self._advance()
+        except h11.RemoteProtocolError as error:
+            self._refuse_malformed(error)
+        finally:
+            self._in_receive = False
+
     def _advance(self) -> None:
-        """Handle events until more input is needed or an answer is due."""
+        """Handle events until more input is needed, an answer is due, or output is to be taken first."""
         while not self.closed and not self._answer_due:
+            if self._output_bytes > OUTPUT_BYTES_MAX:
+                self._held = True
+                self._out_of_turn_bytes = 0
+                return
             event = self._http.next_event()
             if event is h11.NEED_DATA or event is h11.PAUSED:
                 if self._http.they_are_waiting_for_100_continue:
@@ -234,13 +255,7 @@ class ControlConnection:
 
     def _resume(self) -> None:
         """A late answer is out: go on with what arrived meanwhile, and tell the owner."""
-        self._in_receive = True
-        try:
-            self._advance()
-        except h11.RemoteProtocolError as error:
-            self._refuse_malformed(error)
-        finally:
-            self._in_receive = False
+        self._go_on()
         if self._on_output is not None:
             self._on_output()
 
@@ -271,6 +286,7 @@ class ControlConnection:
         data = self._http.send(event)
         if data:
             self._output.append(data)
+            self._output_bytes += len(data)
 
     def _close(self) -> None:
         self.closed = True

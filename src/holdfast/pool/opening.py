@@ -88,6 +88,7 @@ class Opener:
         opened.segment = tail.segment
         opened.summary = tail.summary
         self._claim(candidates, tail.end, tail.segment, opened)
+        yield from self._claim_tables(scanner, opened.meta_addresses)
         return opened
 
     def _read_tables(self) -> Work:
@@ -164,15 +165,20 @@ class Opener:
         for ordinal, segment in candidates.items():
             if ordinal <= last and space.state[segment] in (ABSENT, FREE):
                 space.claim(segment, ordinal)
-        for address in opened.meta_addresses:
-            if space.state[address >> self.shift] in (ABSENT, FREE):
-                space.claim(address >> self.shift, 0)
         if open_segment >= 0:
             space.claim(open_segment, end >> self.shift)
             space.state[open_segment] = OPEN
         # Positions go on without a gap: recovery and the ring both take the segment behind this one to have the next
         # ordinal. Segments that were cut off may have it, too; they belong to an epoch that is over.
         opened.next_ordinal = (end >> self.shift) + 1 if open_segment >= 0 else max(1, end >> self.shift)
+
+    def _claim_tables(self, scanner: LogScanner, addresses: list[int]) -> Work:
+        """Take the segments that hold tables off the free list. Those opened after the space table was encoded are not
+        in it, and not behind the replay position of a clean checkpoint either."""
+        for segment in sorted({address >> self.shift for address in addresses}):
+            if self.space.state[segment] in (ABSENT, FREE):
+                header = yield from scanner.segment_header(segment, mend=True)
+                self.space.claim(segment, 0 if header is None else header.ordinal)
 
 
 def _copies(words: tuple[int, ...]) -> list[list[int]]:

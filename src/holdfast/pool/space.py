@@ -83,6 +83,14 @@ class SpaceTable:
             return Privilege.CLIENT
         return Privilege.FREEING if available > self.checkpoint_segments else Privilege.CHECKPOINT
 
+    def is_prepared_for(self, privilege: Privilege) -> bool:
+        """True if so many segments are prepared that one of them may be taken on this behalf.
+
+        What is held back must exist as files: the filesystem below may be full by the time that it is needed.
+        """
+        held_back = (self.reserve_segments, self.checkpoint_segments, 0)[privilege]
+        return len(self.free) > held_back
+
     def room_for_clients(self) -> bool:
         """True if client data may open another segment."""
         return self.least_privilege() is Privilege.CLIENT

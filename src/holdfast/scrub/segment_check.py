@@ -1,7 +1,7 @@
 """One segment, verified from its header to its footer: every structure, every stored block against its entry.
 
 What it finds on the way is the segment's part of the reverse map: for each stored block who owns it and what its check
-is. The map of the volumes is held against that (`checking.py`).
+is. The map of the volumes is held against that (`pool_check.py`).
 """
 
 from __future__ import annotations

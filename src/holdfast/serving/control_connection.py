@@ -1,4 +1,9 @@
-"""The socket of one client of the control API; what it says is `control.http`'s business."""
+"""The socket of one client of the control API; what it says is `control.http`'s business.
+
+Bounded: nothing is received while answers are not taken, and a client that takes nothing of them for `SEND_NS_MAX` is
+cut off.  So a connection holds at most one receive, one request and some `control.http.OUTPUT_BYTES_MAX` of answers,
+and there are at most `CONTROL_CONNECTIONS_MAX` of them; the server closes what comes beyond that.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +12,27 @@ from collections.abc import Callable
 
 from holdfast.control.api import Service
 from holdfast.control.http import ControlConnection
-from holdfast.runtime.loop import EventLoop
+from holdfast.runtime.loop import EventLoop, Timer
+
+# The commands use one each, for a moment. With more than this somebody is not closing theirs.
+CONTROL_CONNECTIONS_MAX = 64
+# How long a client may take nothing of its answer: our commands read it at once, and a place is not lost for good.
+SEND_NS_MAX = 10_000_000_000
 
 _RECEIVE_BYTES = 16384
 
 
 class ControlSocket:
-    """Reads, answers, closes. Answers are small; a client that does not take them is waited for, without reading on."""
+    """Reads, answers, closes. A client that does not take its answers is not read from, and at last cut off."""
 
     def __init__(
-        self, loop: EventLoop, sock: socket.socket, service: Service, *, on_close: Callable[[ControlSocket], None]
+        self,
+        loop: EventLoop,
+        sock: socket.socket,
+        service: Service,
+        *,
+        on_close: Callable[[ControlSocket], None],
+        send_ns_max: int = SEND_NS_MAX,
     ) -> None:
         self._loop = loop
         self._sock = sock
@@ -24,8 +40,11 @@ class ControlSocket:
         self._http = ControlConnection(service, on_output=self._send)
         self._unsent = b""
         self._on_close = on_close
+        self._send_ns_max = send_ns_max
+        self._patience: Timer | None = None  # runs while something is unsent
+        self._ended = False  # the client has sent its last byte
         self._closed = False
-        loop.add_reader(self._fd, self._on_readable)
+        self._watch()
 
     def _on_readable(self) -> None:
         try:
@@ -35,32 +54,56 @@ class ControlSocket:
         except OSError:
             self.close()
             return
-        self._http.receive_data(data)
-        if not data:
-            self._loop.remove_reader(self._fd)
-        self._send()
+        self._ended = not data
+        try:
+            self._http.receive_data(data)
+        finally:
+            self._send()  # after a bug in the service, too: the connection is closed then
 
     def _send(self) -> None:
+        """Send as much as the client takes; requests that waited for that are answered on the way."""
         if self._closed:
             return
-        self._unsent += self._http.data_to_send()
-        if self._unsent:
+        progress = False
+        while not self._closed and (data := self._unsent or self._http.data_to_send()):
             try:
-                sent = self._sock.send(self._unsent)
+                sent = self._sock.send(data)
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError:
                 self.close()
                 return
-            self._unsent = self._unsent[sent:]
-        self._loop.set_writer(self._fd, self._send if self._unsent else None)
+            progress = progress or sent > 0
+            self._unsent = data[sent:]
+            if self._unsent:
+                break
         if self._http.closed and not self._unsent:
             self.close()
+            return
+        self._watch_patience(progress)
+        self._watch()
+
+    def _watch(self) -> None:
+        self._loop.set_writer(self._fd, self._send if self._unsent else None)
+        if self._http.wants_data and not self._unsent and not self._ended:
+            self._loop.add_reader(self._fd, self._on_readable)
+        else:
+            self._loop.remove_reader(self._fd)
+
+    def _watch_patience(self, progress: bool) -> None:
+        if self._patience is not None and (progress or not self._unsent):
+            self._patience.cancel()
+            self._patience = None
+        if self._unsent and self._patience is None:
+            self._patience = self._loop.call_later(self._send_ns_max, self.close)
 
     def close(self) -> None:
+        """May be called twice."""
         if self._closed:
             return
         self._closed = True
+        if self._patience is not None:
+            self._patience.cancel()
         self._http.peer_gone()
         self._loop.close(self._fd)
         self._sock.close()

@@ -12,11 +12,12 @@ import os
 import uuid as uuid_module
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from errno import EIO
 from pathlib import Path
 
 from holdfast.engine import Engine, EngineOptions
-from holdfast.errors import HoldfastError, NotFoundError, RequestError
-from holdfast.memory.plan import MemoryPlan, plan_memory
+from holdfast.errors import CorruptionError, DiskError, HoldfastError, NotFoundError, RequestError
+from holdfast.memory.plan import plan_memory
 from holdfast.pool.format import SEGMENT_SIZE_BYTES_DEFAULT, choose_segment_size, new_superblock, write_new_pool
 from holdfast.pool.opening import read_superblock_slots
 from holdfast.pool.superblock import Superblock, newest_superblock
@@ -54,29 +55,34 @@ class ServedPool:
         self.path = Path(path)
         self.loop = loop
         self.clock = SystemClock()
-        self.memory = plan_memory(options.memory_bytes or default_memory_bytes())
-        if not create and not (self.path / "superblock").exists():
+        self.memory = plan_memory(default_memory_bytes() if options.memory_bytes is None else options.memory_bytes)
+        exists = (self.path / "superblock").exists()
+        if not create and not exists:
             raise NotFoundError(f"{path} is not a pool; `holdfast serve {path}` makes one")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise RequestError(f"{path} is not a directory") from error
-        self.lock = PoolLock(self.path)
+        # Before anything is made: what was asked for may be impossible.
+        new = None if exists else self._new_superblock(options)
         self._disk: DirectoryDisk | None = None
         try:
-            self._open(options)
-        except BaseException:
-            self._let_go()
-            raise
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = PoolLock(self.path)
+            try:
+                self._open(options, new)
+            except BaseException:
+                self._let_go()
+                raise
+        except (FileExistsError, NotADirectoryError) as error:
+            raise RequestError(f"{path} is not a directory") from error
+        except OSError as error:
+            raise DiskError(f"{error.filename or path}: {error.strerror}", error.errno or EIO) from error
 
-    def _open(self, options: PoolOptions) -> None:
+    def _open(self, options: PoolOptions, new: Superblock | None) -> None:
         disk = self._disk = DirectoryDisk(self.path, self.loop, segment_size_bytes=SEGMENT_SIZE_BYTES_DEFAULT)
         findings: list[str] = []
         if disk.exists(SUPERBLOCK):
             superblock, findings = newest_superblock(run_to_end(read_superblock_slots(), disk.run))
             superblock = self._grown(superblock, options)
         else:
-            superblock = self._new_superblock(options)
+            superblock = new if new is not None else self._new_superblock(options)
             run_to_end(write_new_pool(superblock, aligned_buffer), disk.run)
         for finding in findings:
             log_output.warning("%s: %s", self.path, finding)
@@ -102,7 +108,8 @@ class ServedPool:
     def _new_superblock(self, options: PoolOptions) -> Superblock:
         capacity = options.capacity_bytes
         if capacity is None:
-            status = os.statvfs(self.path)
+            place = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+            status = os.statvfs(place)
             capacity = max(GIB, status.f_bavail * status.f_frsize * 3 // 4)
         size = options.segment_size_bytes or choose_segment_size(capacity, self.memory.ring_bytes)
         return new_superblock(
@@ -139,8 +146,10 @@ class ServedPool:
         if memory.found:
             try:
                 known_end = self._write_out(memory, superblock, disk)
-            except ValueError:
-                log_output.warning("%s is no ring; it is replaced", memory.path)
+            except (ValueError, CorruptionError) as error:
+                raise CorruptionError(
+                    f"{memory.path}: {error}; move the file away to serve the pool without what is only in there"
+                ) from error
             # Made anew, even where the size fits: after the discard nothing can take the old contents for current ones.
             memory.discard()
             memory.close()
@@ -185,16 +194,15 @@ class ServedPool:
         self._timer.cancel()
         if clean:
             self.ring_memory.discard()
-        self._let_go()
+        if clean or self.engine.flusher.idle:
+            self._let_go()
+        # Otherwise the process ends with what is in flight: a disk that hangs must not hang it, and the ring has it
+        # all.
 
     def _let_go(self) -> None:
         if self._disk is not None:
             self._disk.close()
         self.lock.release()
-
-    @property
-    def plan(self) -> MemoryPlan:
-        return self.memory
 
 
 def _again() -> None:

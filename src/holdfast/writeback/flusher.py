@@ -78,11 +78,6 @@ class Flusher:
         return not self._in_flight and not self._syncs_in_flight and not self._waiters
 
     @property
-    def failing(self) -> bool:
-        """True from a failed attempt until a round has succeeded."""
-        return self.last_errno != 0
-
-    @property
     def dirty_blocks(self) -> int:
         return self.log.position - self.durable
 

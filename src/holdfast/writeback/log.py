@@ -256,7 +256,7 @@ class Log:
         least = self.space.least_privilege()
         if privilege < least:
             return Room.NO_SPACE
-        segment = self.space.take_free()
+        segment = self.space.take_free() if self.space.is_prepared_for(privilege) else None
         if segment is None:
             return Room.NO_SEGMENT if self.space.available_segments else Room.NO_SPACE
         self.privilege = least

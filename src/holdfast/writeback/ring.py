@@ -139,6 +139,11 @@ class Ring:
         view[first : first + 56] = record
         view[second : second + 56] = record
 
+    @property
+    def never_published(self) -> bool:
+        """True if nothing was ever published in it: so nothing was acknowledged on its strength."""
+        return not any(any(self.view[at : at + _PUBLICATION.size]) for places in _PUBLICATION_PLACES for at in places)
+
     def _entries_digest(self, commit_position: int, entry_count: int) -> int:
         at = commit_position % self.blocks * BLOCK_SIZE_BYTES + COMMIT_ENTRIES_AT
         return xxh3_64_intdigest(self.slots[at : at + entry_count * ENTRY_SIZE_BYTES], commit_position)

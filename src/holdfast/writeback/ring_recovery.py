@@ -24,11 +24,15 @@ def ring_belongs(ring: Ring, *, tag: int, epoch: int, boot: int) -> bool:
     """True if the ring holds the newest end of this pool's log, rather than that of another pool or time.
 
     A ring in a file on a disk can outlive a power failure, but no longer whole: so the boot must be the same, too.
+    Raises CorruptionError if it cannot say whose it is and may hold what was acknowledged.
     """
     identity = ring.identity()
+    if identity is None:
+        if ring.never_published:
+            return False
+        raise CorruptionError("the header of the ring is damaged: it may hold writes that were acknowledged")
     return (
-        identity is not None
-        and identity.tag == tag
+        identity.tag == tag
         and identity.epoch == epoch
         and identity.boot == boot
         and identity.segment_blocks == ring.segment_blocks
@@ -42,6 +46,8 @@ def write_out_ring(ring: Ring, *, tag: int, epoch: int, note: Callable[[str], No
     Raises CorruptionError if the ring cannot say how far the log reaches, DiskError if a write fails.
     """
     publication = ring.publication(epoch)
+    if publication is None and not ring.never_published:
+        raise CorruptionError("no publication in the ring is whole: it may hold writes that were acknowledged")
     if publication is None:
         note("the ring holds no publication: nothing was acknowledged since the pool was opened")
         return 0

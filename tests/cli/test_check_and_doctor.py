@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from uuid import UUID
 
-from holdfast.cli.examine import filesystem_type
+from holdfast.cli.examine import filesystem_type, other_rings
+from holdfast.pool.superblock import SLOT_OFFSETS, decode_superblock
 from holdfast.runtime.lock import PoolLock
-from holdfast.units import KIB
+from holdfast.runtime.ring_memory import ring_name
+from holdfast.units import KIB, MIB
 
 from .conftest import Run
 
@@ -85,8 +88,54 @@ def test_no_pool_cannot_be_checked(run: Run, tmp_path: Path) -> None:
 def test_the_doctor_examines_a_pool_that_does_not_exist_yet(run: Run, tmp_path: Path) -> None:
     result = run("doctor", tmp_path / "not" / "yet", "--json")
     assert result.exit_code == 0, result.stdout
-    subjects = {found["subject"] for found in json.loads(result.stdout)}
-    assert {"Python", "kernel", "/dev/shm", "open files", "memory", "filesystem", "free space"} <= subjects
+    found = {row["subject"]: row for row in json.loads(result.stdout)}
+    assert {"Python", "kernel", "/dev/shm", "open files", "memory", "filesystem", "free space"} <= found.keys()
+    assert found["pool"]["found"] == "not there yet"
+    assert found["pool"]["why"].endswith("will make it")
+    assert not (tmp_path / "not").exists()
+
+
+def test_the_doctor_finds_a_file_in_the_place_of_a_pool_bad(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for pool in (tmp_path / "file", tmp_path / "file" / "pool"):
+        result = run("doctor", pool, "--json")
+        assert result.exit_code == 1
+        found = {row["subject"]: row for row in json.loads(result.stdout)}
+        assert (found["pool"]["state"], found["pool"]["found"]) == ("bad", f"{tmp_path}/file is not a directory")
+
+
+def test_the_doctor_tells_a_pool_from_a_directory_without_one(run: Run, pool: Path, tmp_path: Path) -> None:
+    def pool_found(where: Path) -> str:
+        rows = {row["subject"]: row for row in json.loads(run("doctor", where, "--json").stdout)}
+        return str(rows["pool"]["found"])
+
+    assert pool_found(pool) == str(pool)
+    assert pool_found(tmp_path) == "a directory without one"
+
+
+def test_rings_of_other_pools_are_counted_and_their_removal_explained(pool: Path, tmp_path: Path) -> None:
+    shm = tmp_path / "shm"
+    shm.mkdir()
+    superblocks = map(decode_superblock, ((pool / "superblock").read_bytes()[at : at + 4096] for at in SLOT_OFFSETS))
+    own = next(found.uuid for found in superblocks if found is not None)
+    (shm / ring_name(str(UUID(bytes=own)))).write_bytes(bytes(MIB))
+    assert list(other_rings(shm, pool)) == []
+    for number in range(4):
+        (shm / ring_name(str(UUID(int=number)))).write_bytes(bytes(MIB))
+    (shm / "another.file").touch()
+    (found,) = other_rings(shm, pool)
+    assert (found.state, found.found) == ("ok", f"4 in {shm}, 4M")
+    assert ring_name(str(UUID(int=0))) in found.why
+    assert found.what_to_do.endswith(f"rm {shm}/holdfast-UUID.ring")
+    (without,) = other_rings(shm, None)
+    assert without.found == f"5 in {shm}, 5M"
+
+
+def test_a_pool_whose_superblock_is_damaged_has_no_ring_that_the_doctor_knows(pool: Path, tmp_path: Path) -> None:
+    (tmp_path / ring_name(str(UUID(int=1)))).write_bytes(bytes(MIB))
+    (pool / "superblock").write_bytes(bytes(100))
+    (found,) = other_rings(tmp_path, pool)
+    assert found.found == f"1 in {tmp_path}, 1M"
 
 
 def test_the_doctor_without_a_pool_leaves_filesystems_alone(run: Run) -> None:

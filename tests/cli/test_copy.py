@@ -192,6 +192,20 @@ def test_no_create_leaves_the_pool_alone(run: Run, image: Path, served_pool: Pat
     assert "there is no volume 'disk0'" in result.stderr
 
 
+def test_an_empty_source_makes_no_volume(run: Run, served_pool: Path, service: FakeService, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    check_one_line(run, empty, f"{served_pool}/disk0", f"holdfast: {empty} is empty, and a volume cannot be")
+    assert service.known == {}
+
+
+def test_a_name_that_no_volume_can_have_is_refused_before_anything_is_looked_for(
+    run: Run, image: Path, served_pool: Path
+) -> None:
+    check_one_line(run, image, f"{served_pool}/{'x' * 300}", "has 300 characters; at most 255 are allowed")
+    check_one_line(run, image, f"{served_pool}/a b", "'a b' is not a volume name")
+
+
 def test_a_pool_that_cannot_be_served_says_why(run: Run, image: Path, pool: Path) -> None:
     lock = PoolLock(pool)
     result = run("copy", image, f"{pool}/disk0")

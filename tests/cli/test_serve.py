@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from holdfast.control.api import PoolStatus
 from holdfast.control.client import ControlClient
 from holdfast.runtime.lock import PoolLock
@@ -89,6 +91,12 @@ def test_options_that_make_no_sense_are_one_line(run: Run, tmp_path: Path) -> No
         ("--volume", "a/b=1G"),
         ("--volume", "a=1G", "--volume", "a=2G"),
         ("--nbd", "/x/y"),
+        ("--nbd", "unix:"),
+        ("--nbd", "unix:/" + "x" * 107),
+        ("--nbd", "tcp:127.0.0.1"),
+        ("--nbd", "tcp:127.0.0.1:65536"),
+        ("--nbd", "tcp::10809"),
+        ("--nbd", "tcp:::1:10809"),
         ("--memory", "lots"),
         ("--log-level", "loud"),
         ("--nonsense",),
@@ -98,6 +106,30 @@ def test_options_that_make_no_sense_are_one_line(run: Run, tmp_path: Path) -> No
         assert result.stderr.startswith("holdfast: ")
         assert result.stderr.count("\n") == 1, result.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_a_file_is_no_pool_and_has_none_below_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    for pool in (tmp_path / "file", tmp_path / "file" / "pool"):
+        result = run("serve", pool)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"holdfast: {tmp_path}/file is not a directory; ")
+        assert result.stderr.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_pool_whose_sockets_nobody_could_reach_is_not_made(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    for options, socket_name in (((), "nbd.sock"), (("--nbd", "tcp:127.0.0.1:0"), "control.sock")):
+        result = run("serve", long, *options)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"holdfast: {long}/{socket_name}: the path of this socket has ")
+        assert result.stderr.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    assert run("serve", "x" * 100).exit_code == 2  # clients are given the absolute path
+    assert not long.exists()
 
 
 def test_a_second_server_is_told_in_one_line(run: Run, pool: Path) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from holdfast.control.api import DamagedRange, VolumeInfo
 from holdfast.runtime.lock import PoolLock
@@ -31,10 +35,31 @@ def test_a_volume_is_created_in_an_idle_pool(run: Run, pool: Path) -> None:
     assert not (pool / "control.sock").exists()
 
 
-def test_a_volume_is_created_with_the_pool_that_it_is_to_be_in(run: Run, tmp_path: Path) -> None:
-    result = run("volume", "create", f"{tmp_path}/new/disk0", "1G")
-    assert result.exit_code == 0, result.stderr
-    assert "disk0" in run("volume", "list", tmp_path / "new").stdout
+def test_creating_a_volume_never_makes_a_pool(run: Run, tmp_path: Path) -> None:
+    for pool in (tmp_path, tmp_path / "typo"):
+        result = run("volume", "create", f"{pool}/disk0", "1G")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"holdfast: {pool}: there is no pool here; `holdfast serve {pool}` makes one\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bare_name_does_not_turn_the_current_directory_into_a_pool(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("volume", "create", "disk0", "1G")
+    assert result.exit_code == 2
+    assert "'disk0' names no pool; write POOL/NAME" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bare_name_is_a_volume_of_the_pool_that_one_is_in(
+    run: Run, pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pool)
+    assert run("volume", "create", "disk0", "1G").exit_code == 0
+    assert json.loads(run("volume", "show", "disk0", "--json").stdout)["name"] == "disk0"
 
 
 def test_an_idle_pool_forgets_a_removed_volume(run: Run, pool: Path) -> None:
@@ -70,6 +95,31 @@ def test_the_list_as_json_is_the_api_answer(run: Run, served_pool: Path, service
     service.add("disk0", GIB)
     answer = json.loads(run("volume", "list", served_pool, "--json").stdout)
     assert [volume["name"] for volume in answer["volumes"]] == ["disk0"]
+
+
+def test_the_list_as_json_can_be_piped_into_another_program(pool: Path, run: Run) -> None:
+    assert run("volume", "create", f"{pool}/disk0", "1G").exit_code == 0
+    listed = subprocess.Popen(
+        [sys.executable, "-m", "holdfast.cli.main", "volume", "list", pool, "--json"], stdout=subprocess.PIPE
+    )
+    read = subprocess.run(
+        [sys.executable, "-m", "json.tool"], stdin=listed.stdout, capture_output=True, text=True, check=True
+    )
+    assert listed.stdout is not None
+    listed.stdout.close()
+    assert listed.wait() == 0
+    assert '"name": "disk0"' in read.stdout
+
+
+def test_a_long_name_is_shortened_in_a_table_only(run: Run, served_pool: Path, service: FakeService) -> None:
+    name = "x" * 255
+    service.add("y" * 40, GIB)
+    service.known[name] = VolumeInfo(name=name, id=7, size_bytes=MIB)
+    lines = run("volume", "list", served_pool).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["NAME", "y" * 40, "x" * 37 + "..."]
+    assert f"name      {name}\n" in run("volume", "show", f"{served_pool}/{name}").stdout
+    answer = json.loads(run("volume", "list", served_pool, "--json").stdout)
+    assert [volume["name"] for volume in answer["volumes"]] == ["y" * 40, name]
 
 
 def test_show_tells_what_is_damaged(run: Run, served_pool: Path, service: FakeService) -> None:
@@ -115,9 +165,7 @@ def test_what_the_pool_refuses_is_a_no(run: Run, served_pool: Path, service: Fak
 def test_a_directory_without_a_pool_is_told_in_one_line(run: Run, tmp_path: Path) -> None:
     result = run("volume", "list", tmp_path)
     assert result.exit_code == 2
-    assert result.stderr == (
-        f"holdfast: {tmp_path}: there is no pool here; make one: holdfast serve {tmp_path} --volume disk0=10G\n"
-    )
+    assert result.stderr == (f"holdfast: {tmp_path}: there is no pool here; `holdfast serve {tmp_path}` makes one\n")
 
 
 def test_a_pool_that_another_process_has_opened_could_not_be_asked(run: Run, pool: Path) -> None:
@@ -134,6 +182,12 @@ def test_a_pool_without_a_readable_superblock_could_not_be_asked(run: Run, pool:
     result = run("volume", "list", pool)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert result.stderr.startswith("holdfast: ")
+
+
+def test_a_name_too_long_for_any_file_is_told_as_a_name(run: Run, served_pool: Path) -> None:
+    result = run("volume", "show", f"{served_pool}/{'x' * 300}")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "has 300 characters; at most 255 are allowed" in result.stderr
 
 
 def test_bad_names_and_sizes_are_usage_errors(run: Run, served_pool: Path) -> None:

@@ -38,6 +38,5 @@ def _accept(listener: socket.socket, service: Service) -> None:
             connection = ControlConnection(service)
             while not connection.closed:
                 connection.receive_data(peer.recv(65536))
-                data = connection.data_to_send()
-                if data:
+                while data := connection.data_to_send():
                     peer.sendall(data)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.control.http import BODY_BYTES_MAX, HEADER_BYTES_MAX, ControlConnection
+from holdfast.control.http import BODY_BYTES_MAX, HEADER_BYTES_MAX, OUTPUT_BYTES_MAX, ControlConnection
 from holdfast.units import GIB, TIB
 
 from .fake_service import FakeService
@@ -175,6 +175,36 @@ def test_pipelined_requests_wait_for_the_late_answer_before_them() -> None:
     service.release()
     assert [status for status, _ in parse_answers(b"".join(outputs))] == [201, 200]
     assert connection.wants_data
+
+
+def test_requests_wait_until_the_answers_before_them_are_taken() -> None:
+    service = FakeService()
+    for number in range(100):
+        service.add(f"disk{number}", GIB)
+    connection = ControlConnection(service)
+    connection.receive_data(request("GET", "/v1/volumes") * 200)
+    connection.receive_data(b"")
+    assert not connection.wants_data
+    answers = []
+    while data := connection.data_to_send():
+        taken = parse_answers(data)
+        assert len(data) <= OUTPUT_BYTES_MAX + 2 * len(data) // len(taken)
+        answers += taken
+    assert [status for status, _ in answers] == [200] * 200
+    assert connection.closed
+
+
+def test_a_flood_behind_answers_not_taken_ends_the_connection() -> None:
+    service = FakeService()
+    for number in range(1000):
+        service.add(f"disk{number}", GIB)
+    connection = ControlConnection(service)
+    connection.receive_data(request("GET", "/v1/volumes") * 2)
+    for _ in range(HEADER_BYTES_MAX + BODY_BYTES_MAX >> 12):
+        assert not connection.closed
+        connection.receive_data(bytes(4096))
+    connection.receive_data(b"\0")
+    assert connection.closed
 
 
 def test_a_peer_that_half_closed_still_gets_its_late_answer() -> None:

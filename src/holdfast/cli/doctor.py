@@ -24,9 +24,9 @@ from holdfast.cli.output import print_json, print_table
 def command(pool: PoolPath | None, as_json: bool) -> int:
     """Say what this host allows and what to change.
 
-    Memory and its limits, the kernel's interfaces, rings that servers left in /dev/shm, and, with POOL, the pool's place
-    and filesystem; it need not exist yet.  Nothing is changed.  ok: nothing to do; warn: works, but slower or less
-    safely; bad: does not work.
+    Memory and its limits, the kernel's interfaces, rings in /dev/shm, and, with POOL, its place and its filesystem; it
+    need not exist yet.  Nothing is changed.  ok: nothing to do; warn: works, but slower or less safely; bad: does not
+    work.
     """
     from holdfast.cli.examine import BAD, OK, examine
 

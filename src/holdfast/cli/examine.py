@@ -219,18 +219,24 @@ def _memory_budget() -> Finding:
 def other_rings(directory: Path, pool: Path | None) -> Iterator[Finding]:
     """The ring files in `directory` that are not known to be of `pool`: information, as their pools may be anywhere."""
     own = _ring_name_of(pool) if pool is not None else None
-    rings = sorted(path for path in directory.glob(ring_name("*") + "*") if path.name != own)
-    if not rings:
+    sizes = {path.name: _size_bytes(path) for path in sorted(directory.glob(ring_name("*"))) if path.name != own}
+    if not sizes:
         return
-    size_bytes = sum(path.stat().st_size for path in rings)
-    names = [path.name for path in rings[:_RINGS_NAMED_MAX]] + ["..."] * (len(rings) > _RINGS_NAMED_MAX)
+    names = list(sizes)[:_RINGS_NAMED_MAX] + ["..."] * (len(sizes) > _RINGS_NAMED_MAX)
     yield Finding(
         subject="rings",
         state=OK,
-        found=f"{len(rings)} of {'other' if own is not None else 'some'} pools, {format_size(size_bytes)} in {directory}",
-        why=f"pools that are served now, or whose server died: {', '.join(names)}",
+        found=f"{len(sizes)} in {directory}, {format_size(sum(sizes.values()))}",
+        why=f"of {'other ' if own is not None else ''}pools, served now or left by a dead server: {', '.join(names)}",
         what_to_do=f"where a pool is gone for good: rm {directory}/{ring_name('UUID')}",
     )
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0  # its server has stopped in this moment
 
 
 def _ring_name_of(pool: Path) -> str | None:
@@ -269,7 +275,7 @@ def _pool(pool: Path) -> Iterator[Finding]:
         yield Finding(subject="pool", state=OK, found="not there yet", why=f"holdfast serve {pool} will make it")
     elif not is_pool(pool):
         yield Finding(
-            subject="pool", state=OK, found="a directory without a pool", why=f"holdfast serve {pool} will make one in it"
+            subject="pool", state=OK, found="a directory without one", why=f"holdfast serve {pool} will make it there"
         )
     else:
         yield Finding(subject="pool", state=OK, found=str(directory))

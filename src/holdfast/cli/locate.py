@@ -53,7 +53,7 @@ def _is_directory(path: Path) -> bool:
 
 
 def _is_no_name(error: OSError) -> Literal[False]:
-    """A name that is too long for a file is nothing that exists: what is wrong with it is said where it is validated."""
+    """Nothing exists whose name is too long for a file; what is wrong with the name is said where it is validated."""
     if error.errno != errno_codes.ENAMETOOLONG:
         raise error
     return False

@@ -9,7 +9,6 @@ from typing import Literal
 import click
 import msgspec
 
-
 # A name may have 255 characters; a few such would leave no room for the other columns.
 _NAME_LENGTH_MAX = 40
 

@@ -50,8 +50,8 @@ def _memory_bytes(ctx: click.Context, param: click.Parameter, value: str) -> int
 
 
 def _check_pool(pool: Path, *, default_socket: bool) -> None:
-    """Refuse what would otherwise be noticed when a pool has been made already: a file in its place, long socket paths."""
-    existing = next(path for path in (pool, *pool.absolute().parents) if path.exists())
+    """Refuse before a pool is made what the server would stumble on later: a file in its place, long socket paths."""
+    existing = next(path for path in (pool, *pool.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise CommandError(f"{existing} is not a directory; give the directory of a pool, or one to be made")
     for name in (*([_NBD_SOCKET_NAME] if default_socket else []), CONTROL_SOCKET_NAME):
@@ -60,7 +60,7 @@ def _check_pool(pool: Path, *, default_socket: bool) -> None:
         length_bytes = len(os.fsencode(path))
         if length_bytes > UNIX_PATH_BYTES_MAX:
             raise CommandError(
-                f"{path}: the path of this socket has {length_bytes} bytes and the kernel allows {UNIX_PATH_BYTES_MAX}; "
+                f"{path}: the path of this socket has {length_bytes} bytes, the kernel allows {UNIX_PATH_BYTES_MAX}; "
                 "choose a directory with a shorter path, or give a short symbolic link to it"
             )
 

@@ -38,8 +38,8 @@ def command() -> None:
 def create(volume: PoolPath, size: int, as_json: bool) -> None:
     """Create the volume NAME of SIZE in POOL.
 
-    The volume is thin: it takes space as it is written.  A served volume can be used at once.  POOL must exist; `holdfast
-    serve POOL` makes one.
+    The volume is thin: it takes space as it is written.  A served volume can be used at once.  POOL must exist:
+    `holdfast serve POOL` makes one.
     """
     assert volume.name is not None
     with open_pool(volume.pool) as service:
@@ -63,8 +63,8 @@ def create(volume: PoolPath, size: int, as_json: bool) -> None:
 def list_(pool: PoolPath, as_json: bool) -> None:
     """List the volumes of POOL.
 
-    MAPPED is what is written and not trimmed; CLIENTS are the NBD connections now.  Long names are shortened, except with
-    --json.
+    MAPPED is what is written and not trimmed; CLIENTS are the NBD connections now.  Names over 40 characters are
+    shortened; --json has them whole.
     """
     with open_pool(pool.pool) as service:
         volumes = service.volumes()

@@ -134,8 +134,9 @@ class ControlConnection:
         """Handle events until more input is needed, an answer is due, or output is to be taken first."""
         while not self.closed and not self._answer_due:
             if self._output_bytes > OUTPUT_BYTES_MAX:
-                self._held = True
-                self._out_of_turn_bytes = 0
+                if not self._held:
+                    self._held = True
+                    self._out_of_turn_bytes = 0
                 return
             event = self._http.next_event()
             if event is h11.NEED_DATA or event is h11.PAUSED:

@@ -18,7 +18,7 @@ from holdfast.nbd.negotiated import ExportDirectory, Negotiated
 from holdfast.nbd.protocol import LARGE_READ_BYTES, ProtocolError
 from holdfast.nbd.transmission import Request, RequestReader
 from holdfast.runtime.loop import EventLoop
-from holdfast.serving.session import Session
+from holdfast.serving.session import READ_PIECE_BYTES, Session
 from holdfast.units import KIB
 from holdfast.volume.volume import Volume
 
@@ -120,6 +120,7 @@ class Connection:
             transmit=self._transmit,
             answered=self._session_answered,
             resume=self._resume_soon,
+            piece_limit=lambda: host.budget.batch_bytes(LARGE_READ_BYTES, READ_PIECE_BYTES),
         )
         trailing = bytes(handshake.trailing)
         if trailing:

@@ -65,7 +65,7 @@ class ControlSocket:
         if self._closed:
             return
         progress = False
-        while not self._closed and (data := self._unsent or self._http.data_to_send()):
+        while data := self._unsent or self._http.data_to_send():
             try:
                 sent = self._sock.send(data)
             except (BlockingIOError, InterruptedError):

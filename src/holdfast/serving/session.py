@@ -50,10 +50,12 @@ from holdfast.work.task import Task, Waitlist, Work
 
 REQUESTS_IN_FLIGHT_MAX = 128
 BYTES_IN_FLIGHT_MAX = 512 * KIB
-# Pieces of a large read: what still fits the second-level cache between reading, checking and sending.
-READ_PIECE_BYTES = 256 * KIB
+# Pieces of a large read, while there is memory for them. Larger ones mean fewer steps: with reads of 1 MiB at depth 4,
+# pieces of 128, 256, 512 and 1024 KiB gave 1.7, 1.5, 2.0 and 2.1 GiB/s.
+READ_PIECE_BYTES = 1 * MIB
 # A read that must be answered in one piece is buffered up to this size; a longer one is read twice.
 WHOLE_READ_BYTES_MAX = 1 * MIB
+TWICE_PIECE_BYTES = 256 * KIB
 LATER_BYTES_MAX = 64 * KIB
 
 _pack_simple = replies.SIMPLE.pack_into
@@ -92,6 +94,7 @@ class Session:
         transmit: Callable[[], None],
         answered: Callable[[Session], None],
         resume: Callable[[], None],
+        piece_limit: Callable[[], int] = lambda: READ_PIECE_BYTES,
     ) -> None:
         self.engine = engine
         self.volume = volume
@@ -114,6 +117,7 @@ class Session:
         self._transmit = transmit
         self._answered = answered
         self._resume = resume
+        self._piece_limit = piece_limit  # bytes of a large read that may be handed over at a time now
         self._tasks: dict[Task, None] = {}
         self._pieces: _PiecedWrite | None = None
         volume.connections += 1
@@ -371,10 +375,9 @@ class Session:
         if length > WHOLE_READ_BYTES_MAX and not chunked:
             yield from self._read_twice(cookie, offset, length)
             return 0
-        piece_bytes = READ_PIECE_BYTES if chunked else length
         at = 0
         while at < length:
-            count = min(piece_bytes, length - at)
+            count = min(self._piece_limit() & -BLOCK_SIZE_BYTES, length - at) if chunked else length
             final = at + count == length
             if chunked and self.engine.reader.is_hole(self.volume, offset + at, count):
                 hole = memoryview(bytearray(replies.HOLE_CHUNK_BYTES))
@@ -451,8 +454,8 @@ class Session:
                     yield self.output_room
                 self._append_later(header[:used])
                 self.exclusive = True  # from here to the end only `_send_exclusively` may add to the output
-            for at in range(0, length, READ_PIECE_BYTES):
-                count = min(READ_PIECE_BYTES, length - at)
+            for at in range(0, length, TWICE_PIECE_BYTES):
+                count = min(TWICE_PIECE_BYTES, length - at)
                 buffer, errno, where = yield from self._read_piece(offset + at, count)
                 if errno:
                     if sending:

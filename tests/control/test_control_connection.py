@@ -59,12 +59,12 @@ class Room:
                 sent_bytes += self.client.send(requests[sent_bytes : sent_bytes + 100 * len(LIST)])
             except BlockingIOError:
                 break
-            self.run_until_idle()
+            self.turn()
         return sent_bytes
 
-    def run_until_idle(self) -> None:
-        """Let the loop take what is there: nothing comes from the client meanwhile, so 5 ms without an event are idle."""
-        self.loop.call_later(5 * MS, self.loop.stop)
+    def turn(self) -> None:
+        """One turn of the loop, without waiting: what a socket pair was given is readable at once."""
+        self.loop.stop()
         self.loop.run()
 
     def receive_all(self) -> bytes:
@@ -110,8 +110,7 @@ def test_a_client_that_reads_at_last_gets_every_answer(make_room: Callable[..., 
     room = make_room()
     count = room.send_until_refused() // len(LIST)
     room.client.shutdown(socket.SHUT_WR)
-    answers = parse_answers(room.receive_all())
-    assert [status for status, _ in answers][:count] == [200] * count
+    assert room.receive_all().count(b"HTTP/1.1 200 ") == count
     assert room.closed
 
 
@@ -143,9 +142,9 @@ def test_a_late_answer_goes_out_and_the_next_request_is_read(make_room: Callable
     room = make_room()
     room.service.hold_replies = True
     room.client.send(request("POST", "/v1/volumes", {"name": "new", "size_bytes": GIB}))
-    room.run_until_idle()
+    room.turn()
     room.client.send(request("GET", "/v1/pool"))
-    room.run_until_idle()
+    room.turn()
     room.service.release()
-    room.run_until_idle()
+    room.turn()
     assert [status for status, _ in parse_answers(room.client.recv(1 << 20))] == [201, 200]

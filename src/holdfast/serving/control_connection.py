@@ -2,7 +2,7 @@
 
 Bounded: nothing is received while answers are not taken, and a client that takes nothing of them for `SEND_NS_MAX` is
 cut off.  So a connection holds at most one receive, one request and some `control.http.OUTPUT_BYTES_MAX` of answers,
-and there are at most `CONTROL_CONNECTIONS_MAX` of them; the server closes what comes beyond that.
+and the server lets only so many of them be (`server.CONTROL_CONNECTIONS_MAX`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from holdfast.control.api import Service
 from holdfast.control.http import ControlConnection
 from holdfast.runtime.loop import EventLoop, Timer
 
-# The commands use one each, for a moment. With more than this somebody is not closing theirs.
-CONTROL_CONNECTIONS_MAX = 64
 # How long a client may take nothing of its answer: our commands read it at once, and a place is not lost for good.
 SEND_NS_MAX = 10_000_000_000
 

@@ -73,6 +73,24 @@ class Reader:
             return False
         return xxh3_64_intdigest(into, (volume.key_base | lba) ^ SEED_DATA) & CHECK_MASK == entry >> 36
 
+    def on_disk(self, volume: Volume, lba: int, count: int) -> tuple[Io, list[int]] | None:
+        """A READ for consecutive blocks that lie in one piece on the disk, not yet started, and their map entries. None if
+        they do not, or if that is not known without waiting."""
+        slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
+        first = lba & PAGE_MASK
+        if slot is None or first + count > PAGE_ENTRIES:
+            return None
+        base = slot << PAGE_SHIFT | first
+        entries = self._words[base : base + count].tolist()
+        address = entries[0] & ADDRESS_MASK
+        if not address or self._run_on_disk(address, count) < count or self.log.slot_of(address) >= 0:
+            return None
+        for index in range(1, count):
+            if entries[index] & ADDRESS_MASK != address + index:
+                return None
+        view = memoryview(bytearray(count << BLOCK_SHIFT))
+        return Io(READ, address >> self._shift, (address & self._offset_mask) << BLOCK_SHIFT, view), entries
+
     def read_run(self, volume: Volume, lba: int, into: memoryview) -> bool:
         """Read consecutive whole blocks. False: something needs waiting, or does not check out."""
         total = len(into) >> BLOCK_SHIFT

@@ -98,6 +98,7 @@ class DirectoryDisk:
         self._read_fds: dict[int, int] = {}  # A: added by workers, in the order of opening; taken out by the loop
         self._write_fds: dict[int, int] = {}  # A: the same
         self._busy: dict[int, int] = {}  # L: operations in flight, by file
+        loop.disk_at_work = self._busy.__len__
         self._read_now_works = True  # L
         self._buffered_files: set[int] = set()  # A: files on which O_DIRECT was refused
         self._buffered_lock = threading.Lock()

@@ -376,8 +376,9 @@ class Session:
     # ---- reads that wait
 
     def _begin_cold_read(self, cookie: int, offset: int, length: int) -> bool:
-        """Begin a small read whose blocks lie in one piece on the disk: the usual case of a read that has to wait, without
-        a task. Whatever is out of the ordinary, before or after, is left to a task, which begins from the start."""
+        """Begin a small read whose blocks lie in one piece on the disk: the usual case of a read that has to wait,
+        without a task. Whatever is out of the ordinary, before or after, is left to a task, which begins from the
+        start."""
         engine = self.engine
         if self.blocked or self.exclusive or self.in_flight >= REQUESTS_IN_FLIGHT_MAX:
             return False

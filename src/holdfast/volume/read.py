@@ -74,8 +74,8 @@ class Reader:
         return xxh3_64_intdigest(into, (volume.key_base | lba) ^ SEED_DATA) & CHECK_MASK == entry >> 36
 
     def on_disk(self, volume: Volume, lba: int, count: int) -> tuple[Io, list[int]] | None:
-        """A READ for consecutive blocks that lie in one piece on the disk, not yet started, and their map entries. None if
-        they do not, or if that is not known without waiting."""
+        """A READ for consecutive blocks that lie in one piece on the disk, not yet started, and their map entries. None
+        if they do not, or if that is not known without waiting."""
         slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
         first = lba & PAGE_MASK
         if slot is None or first + count > PAGE_ENTRIES:

@@ -60,9 +60,9 @@ def _run_in_loop(
 
 
 @contextmanager
-def offline(path: str, *, create: bool = False) -> Iterator[OfflinePool]:
-    """Open a pool that nobody serves, or make it; it is closed cleanly at the end. Raises HoldfastError."""
-    pool = ServedPool(path, EventLoop(), PoolOptions(), create=create)
+def offline(path: str) -> Iterator[OfflinePool]:
+    """Open a pool that nobody serves; it is closed cleanly at the end. Raises HoldfastError."""
+    pool = ServedPool(path, EventLoop(), PoolOptions(), create=False)
     clean = False
     try:
         _run_in_loop(pool.loop, pool.start)

@@ -19,7 +19,7 @@ import numpy as np
 
 from holdfast.errors import DiskError, HoldfastError, NoSpaceError, NotFoundError, RequestError
 from holdfast.memory.plan import MemoryPlan
-from holdfast.pool.block import LBA_MASK, LEVEL_SHIFT, VOLUME_ID_MAX
+from holdfast.pool.block import VOLUME_ID_MAX, page_place
 from holdfast.pool.checkpoint import Checkpointer
 from holdfast.pool.opening import Opener
 from holdfast.pool.space import DYING, ROW_DTYPE, SEALED, Privilege, SpaceTable
@@ -465,7 +465,7 @@ class Engine:
             except PageDamagedError as error:
                 # What lies below the page cannot be found: it stays counted as live until a repair counts again.
                 log_output.error("%s; the space below it is not freed", error)
-                level, index = error.key >> LEVEL_SHIFT & 15, error.key & LBA_MASK
+                level, index = page_place(error.key)
                 first = (index + 1) << PAGE_SHIFT * (level + 1)
             except (NoSpaceError, DiskError):
                 yield self.next_tick  # a checkpoint frees what was let go of, or the disk recovers; then on from here

@@ -255,7 +255,7 @@ class Server:
                 if again > 4:
                     break  # sockets have been waiting long enough
         if self._with_answers or self._released or self.engine.next_turn.tasks:
-            self.loop.call_soon(_nothing)
+            self.loop.turn_again()
 
     def answered(self, connection: Connection) -> None:
         self._with_answers.append(connection)
@@ -339,10 +339,6 @@ class Server:
         self.engine.remove_volume(
             name, lambda outcome: reply(outcome if isinstance(outcome, HoldfastError) else VolumeRemoved(removed=name))
         )
-
-
-def _nothing() -> None:
-    """Makes the loop turn once more without waiting."""
 
 
 def serve(options: ServeOptions) -> int:

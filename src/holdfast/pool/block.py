@@ -82,6 +82,11 @@ def page_owner(volume_id: int, level: int, index: int) -> int:
     return volume_id << VOLUME_SHIFT | level << LEVEL_SHIFT | index
 
 
+def page_place(owner: int) -> tuple[int, int]:
+    """Level and index of the map page with this owner word."""
+    return owner >> LEVEL_SHIFT & 15, owner & LBA_MASK
+
+
 def block_check(block: bytes | bytearray | memoryview, owner: int, kind: int) -> int:
     """The 32-bit check of a stored block."""
     return xxh3_64_intdigest(block, owner ^ _SEED_BY_KIND[kind]) & 0xFFFFFFFF

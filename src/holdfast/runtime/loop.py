@@ -137,6 +137,10 @@ class EventLoop:
         """Call it in this turn, or in the next if called from the queue itself or from a `before_sleep` hook."""
         self._soon.append(callback)
 
+    def turn_again(self) -> None:
+        """Turn once more without waiting, whether anything is ready or not."""
+        self._soon.append(_nothing)
+
     def call_last(self, callback: Callback) -> None:
         """Call once, after the `before_sleep` hooks of this turn: what they have gathered can go out together."""
         self._last.append(callback)
@@ -189,7 +193,7 @@ class EventLoop:
         while True:
             # The first turn does not wait, so that the hooks run before every wait, also after an exception cut a turn
             # short.
-            self._soon.append(_nothing)
+            self.turn_again()
             try:
                 self._turns()
             except Exception as error:

@@ -178,7 +178,7 @@ class ServedPool:
 
     def _turn(self) -> None:
         if self.engine.turn():
-            self.loop.call_soon(_again)
+            self.loop.turn_again()
 
     def _tick(self) -> None:
         self.engine.tick()
@@ -203,7 +203,3 @@ class ServedPool:
         if self._disk is not None:
             self._disk.close()
         self.lock.release()
-
-
-def _again() -> None:
-    """Makes the loop turn once more without waiting."""

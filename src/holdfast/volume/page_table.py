@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from holdfast.errors import CorruptionError, DiskError
-from holdfast.pool.block import ADDRESS_BITS, CHECK_MASK, KIND_MAP, LBA_MASK, LEVEL_SHIFT, VOLUME_SHIFT
+from holdfast.pool.block import ADDRESS_BITS, CHECK_MASK, KIND_MAP, LEVEL_SHIFT, VOLUME_SHIFT, page_place
 from holdfast.units import BLOCK_SIZE_BYTES
 from holdfast.volume.block_reader import DAMAGED, BlockReader
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
@@ -111,7 +111,7 @@ class PageTable:
         Replay calls this where it has to leave the page's changes out: a copy without them would be a wrong one. The
         entry above keeps the address and gets a check that the page does not have.
         """
-        level, index = key >> LEVEL_SHIFT & 15, key & LBA_MASK
+        level, index = page_place(key)
         if level == volume.root_level:
             volume.root |= CHECK_MASK << ADDRESS_BITS
             return

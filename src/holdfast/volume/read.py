@@ -80,8 +80,7 @@ class Reader:
         first = lba & PAGE_MASK
         if slot is None or first + count > PAGE_ENTRIES:
             return None
-        base = slot << PAGE_SHIFT | first
-        entries = self._words[base : base + count].tolist()
+        entries = self._entries(slot, lba, count)
         address = entries[0] & ADDRESS_MASK
         if not address or self._run_on_disk(address, count) < count or self.log.slot_of(address) >= 0:
             return None

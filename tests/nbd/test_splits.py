@@ -59,6 +59,14 @@ writes = st.builds(write, offsets, payloads, flags=flags, cookie=cookies)
 streams = st.lists(st.one_of(headers, writes), max_size=12).map(b"".join)
 
 
+@given(streams, cuts, st.lists(st.booleans(), max_size=30))
+@settings(max_examples=150, deadline=None)
+def test_requests_do_not_depend_on_when_pieces_are_taken(stream: bytes, cuts: Cuts, pieces: list[bool]) -> None:
+    parts = [*cut(stream, cuts), b""]  # once more at the end, with pieces
+    found = parse_stream(reader(piece_size_bytes_min=4096), parts, pieces=pieces[: len(parts) - 1])
+    assert joined(found) == joined(parse_stream(reader(), [stream]))
+
+
 @given(streams, cuts, st.booleans(), st.booleans())
 @settings(max_examples=150, deadline=None)
 def test_requests_do_not_depend_on_how_the_stream_was_cut(

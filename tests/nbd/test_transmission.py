@@ -316,6 +316,26 @@ def test_the_rest_of_a_write_comes_last_as_the_write() -> None:
     assert joined(found)[0] == (WRITE, FUA, 7, 4096, len(payload), payload)
 
 
+@pytest.mark.parametrize("there", [0, 100, 20000, 65535])
+def test_without_pieces_a_write_waits_and_its_missing_bytes_are_told(there: int) -> None:
+    machine = reader()
+    data = write(0, bytes(65536))
+    assert parse(machine, data[: 28 + there], pieces=False) == ([], 0)
+    assert machine.missing_bytes == 65536 - there
+    assert parse(machine, data, pieces=False)[1] == len(data)
+    assert machine.missing_bytes == 0
+
+
+def test_without_pieces_the_rest_of_a_write_in_pieces_waits_as_well() -> None:
+    machine = reader()
+    data = write(0, bytes(65536))
+    _, used = parse(machine, data[: 28 + 20000])
+    assert parse(machine, data[used:40000], pieces=False) == ([], 0)
+    assert machine.missing_bytes == len(data) - 40000
+    (last,), _ = parse(machine, data[used:], pieces=False)
+    assert last[:5] == (WRITE, 0, 7, 16384, 65536 - 16384)
+
+
 def test_what_is_left_in_the_buffer_is_bounded() -> None:
     stream = b"".join(write(offset, bytes(100_000)) for offset in range(0, 3 * MIB, 77_777))
     for step in (1000, 16384, 50_000):

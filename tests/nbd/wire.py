@@ -7,7 +7,7 @@ constant there must not be able to hide.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from holdfast.nbd.handshake import Handshake
@@ -113,25 +113,42 @@ def reader(
 
 
 def parse(
-    machine: RequestReader, data: bytes, *, reply_budget_bytes: int = 1 << 40, request_budget: int = 1 << 40
+    machine: RequestReader,
+    data: bytes,
+    *,
+    reply_budget_bytes: int = 1 << 40,
+    request_budget: int = 1 << 40,
+    pieces: bool = True,
 ) -> tuple[list[Request], int]:
     """The requests in one buffer, and how many of its bytes were consumed."""
     requests: list[Request] = []
     view = memoryview(data)
     used = machine.parse(
-        view, 0, len(data), requests, reply_budget_bytes=reply_budget_bytes, request_budget=request_budget
+        view,
+        0,
+        len(data),
+        requests,
+        reply_budget_bytes=reply_budget_bytes,
+        request_budget=request_budget,
+        pieces=pieces,
     )
     assert 0 <= used <= len(data)
     return requests, used
 
 
-def parse_stream(machine: RequestReader, parts: Sequence[bytes], *, limit_bytes: int | None = None) -> list[Request]:
-    """The requests of a stream that arrives in these parts, payloads copied out as the engine would."""
+def parse_stream(
+    machine: RequestReader, parts: Sequence[bytes], *, limit_bytes: int | None = None, pieces: Iterable[bool] = ()
+) -> list[Request]:
+    """The requests of a stream that arrives in these parts, payloads copied out as the engine would.
+
+    `pieces`: whether to take pieces of a WRITE, part by part; after its end always.
+    """
+    take = iter(pieces)
     requests: list[Request] = []
     pending = b""
     for part in parts:
         pending += part
-        found, used = parse(machine, pending)
+        found, used = parse(machine, pending, pieces=next(take, True))
         requests += [(*fields, memoryview(bytes(payload))) for *fields, payload in found]  # type: ignore[misc]
         pending = pending[used:]
         if limit_bytes is not None:

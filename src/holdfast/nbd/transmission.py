@@ -114,6 +114,7 @@ class RequestReader:
         "_rest_offset",
         "_skip_bytes",
         "_skipped",
+        "missing_bytes",
         "size_bytes",
     )
 
@@ -143,6 +144,7 @@ class RequestReader:
         self._skip_bytes = 0
         self._skipped: Request | None = None
         self._disconnected = False
+        self.missing_bytes = 0
 
     def parse(
         self,
@@ -153,8 +155,12 @@ class RequestReader:
         *,
         reply_budget_bytes: int,
         request_budget: int,
+        pieces: bool = True,
     ) -> int:
         """Append the requests in `buffer[start:end]` and return the index of the first byte not consumed.
+
+        Without `pieces`, a WRITE of which not all has arrived stays in the buffer, and `missing_bytes` says how much of
+        it is still to come; who cannot wait for that parses again with `pieces`.
 
         Stops early when `request_budget` requests were appended, or when the replies to them would pass
         `reply_budget_bytes`; one request is always taken.  A READ counts with its data and one chunk's head, one above
@@ -166,6 +172,7 @@ class RequestReader:
         requests_left = request_budget
         reply_left = reply_budget_bytes
         at = start
+        self.missing_bytes = 0
         if self._disconnected:
             return end
         if self._skip_bytes:
@@ -177,6 +184,9 @@ class RequestReader:
             requests_left -= 1
             reply_left -= ERROR_CHUNK_BYTES
         elif self._rest_bytes:
+            if not pieces and end - start < self._rest_bytes:
+                self.missing_bytes = self._rest_bytes - (end - start)
+                return at
             at = self._hand_out(buffer, start, end, requests)
             if self._rest_bytes:
                 return at
@@ -242,6 +252,9 @@ class RequestReader:
             elif body + length <= end:
                 at = body + length
                 append((CMD_WRITE, flags, cookie, offset, length, buffer[body:at]))
+            elif not pieces:
+                self.missing_bytes = body + length - end
+                return at
             elif end - body >= self._piece_size_bytes_min:
                 self._rest_bytes, self._rest_offset = length, offset
                 self._rest_cookie, self._rest_flags = cookie, flags

@@ -19,16 +19,19 @@ from holdfast.nbd.protocol import LARGE_READ_BYTES, ProtocolError
 from holdfast.nbd.transmission import Request, RequestReader
 from holdfast.runtime.loop import EventLoop
 from holdfast.serving.session import READ_PIECE_BYTES, Session
-from holdfast.units import KIB
+from holdfast.units import KIB, MIB
 from holdfast.volume.volume import Volume
 
 log_output = logging.getLogger("holdfast.nbd")
 
-RECEIVE_BYTES_MAX = 512 * KIB
+RECEIVE_BYTES_MAX = 1 * MIB + 64 * KIB  # a large WRITE in one
 RECEIVE_BYTES_MIN = 48 * KIB  # an incomplete request can be 20 KiB and a batch must get further than that
 REPLY_BYTES_MAX = 512 * KIB
 REPLY_BYTES_MIN = LARGE_READ_BYTES + 64
 REQUESTS_A_BATCH_MAX = 1024
+# How often the rest of a WRITE is looked for, in vain, before what is there of it is carried out: the client is woken
+# when its socket has room again and takes some 50 us to fill it, while an empty look takes little more than one.
+LOOKS_FOR_THE_REST_MAX = 40
 HANDSHAKE_TIMEOUT_NS = 10_000_000_000
 
 
@@ -167,6 +170,7 @@ class Connection:
         assert reader is not None
         buffer = self.host.receive_buffer
         budget = self.host.budget
+        pieces = False
         at = 0
         try:
             while at < end and not session.stalled and not self._unsent:
@@ -179,6 +183,7 @@ class Connection:
                         requests,
                         reply_budget_bytes=budget.batch_bytes(REPLY_BYTES_MIN, REPLY_BYTES_MAX),
                         request_budget=REQUESTS_A_BATCH_MAX,
+                        pieces=pieces,
                     )
                 except ProtocolError as error:
                     log_output.warning("%s: disconnected: %s", self.peer, error)
@@ -187,7 +192,12 @@ class Connection:
                     self.close()
                     return
                 if not requests:
-                    break
+                    if pieces or not reader.missing_bytes:
+                        break
+                    gathered = self._gather(end, reader.missing_bytes)
+                    pieces = gathered < reader.missing_bytes
+                    end += gathered
+                    continue
                 session.submit(requests)
                 self._transmit()
                 if session.disconnect_requested:
@@ -197,6 +207,28 @@ class Connection:
             if not self.closed:
                 self._keep(bytes(buffer[at:end]))
         self._watch(not session.stalled and not self._unsent and not self._ended)
+
+    def _gather(self, end: int, missing: int) -> int:
+        """Receive the rest of a WRITE behind `end`, as far as it comes at once and fits; returns how many bytes came.
+
+        A socket holds less than a large WRITE, so that it comes in portions; to carry out each of them by itself costs
+        more than a look for the next.
+        """
+        at = end
+        limit = min(end + missing, self.host.budget.batch_bytes(RECEIVE_BYTES_MIN, RECEIVE_BYTES_MAX))
+        looks_left = LOOKS_FOR_THE_REST_MAX
+        while at < limit and looks_left:
+            try:
+                received = self._sock.recv_into(self.host.receive_buffer[at:limit])
+            except (BlockingIOError, InterruptedError):
+                looks_left -= 1
+                continue
+            except OSError:
+                break  # reported again, and handled, by the receive that follows
+            if not received:
+                break
+            at += received
+        return at - end
 
     def _keep(self, stash: bytes) -> None:
         self._stash = stash

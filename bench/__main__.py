@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 
@@ -94,7 +95,7 @@ def select_peers(patterns: Sequence[str]) -> list[Server]:
 @click.option("--profiler", type=click.Choice(["cprofile", "py-spy"]), default="cprofile", show_default=True)
 @click.option("--render", is_flag=True, help="Measure nothing; write report and plots again from the JSON.")
 @click.option("--list", "list_names", is_flag=True, help="Name the rows and experiments, and go.")
-def main(**options: object) -> None:
+def main(**options: Any) -> None:
     """Measure holdfast beside other NBD servers: same machine, same client, same run.
 
     Writes JSON, a Markdown report and plots into --out. Exit codes: 0 measured (whatever the verdicts),
@@ -109,7 +110,7 @@ def main(**options: object) -> None:
       python -m bench --profile randwrite-d64          where the time goes
     """
     try:
-        _run(**options)  # type: ignore[arg-type]
+        _run(**options)
     except BenchError as error:
         click.echo(f"bench: {error}", err=True)
         sys.exit(2)

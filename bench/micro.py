@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.experiments import Context, Experiment, Value
 from bench.settings import Settings
+from holdfast.memory.budget import Budget
 from holdfast.units import BLOCK_SIZE_BYTES, GIB, KIB, MIB
 
 NAME = "micro"
@@ -158,7 +159,7 @@ def _map_lookup() -> Timed:
     from holdfast.volume.page_cache import PAGE_MASK, PAGE_SHIFT, PageCache
 
     pages = 1024
-    cache = PageCache(aligned_buffer(pages * BLOCK_SIZE_BYTES))
+    cache = PageCache(aligned_buffer(pages * BLOCK_SIZE_BYTES), Budget("pages", pages * BLOCK_SIZE_BYTES))
     for index in range(pages):
         cache.install(cache.take_slot(), index, -1)
     lbas = [index * 7919 % (pages << PAGE_SHIFT) for index in range(BATCH)]

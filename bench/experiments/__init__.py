@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bench.servers import Holdfast, Server
 from bench.settings import Settings
@@ -46,11 +47,11 @@ class Context:
     def socket_path(self) -> Path:
         return self.settings.scratch / "s"
 
-    def holdfast(self, **changes: object) -> Holdfast:
+    def holdfast(self, **changes: Any) -> Holdfast:
         """Holdfast as this run has it, with other options where an experiment needs them."""
-        options: dict[str, object] = {
+        options: dict[str, Any] = {
             "executable": self.settings.holdfast,
             "memory_bytes": self.settings.memory_bytes,
             "preallocate": False,
         }
-        return Holdfast(**(options | changes))  # type: ignore[arg-type]
+        return Holdfast(**(options | changes))

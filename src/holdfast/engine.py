@@ -17,25 +17,27 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from holdfast.errors import DiskError, HoldfastError, NoSpaceError, NotFoundError, RequestError
+from holdfast.errors import DiskError, HoldfastError, NoSpaceError
+from holdfast.memory.budget import Budget
 from holdfast.memory.plan import MemoryPlan
-from holdfast.pool.block import VOLUME_ID_MAX, page_place
 from holdfast.pool.checkpoint import Checkpointer
 from holdfast.pool.opening import Opener
-from holdfast.pool.space import DYING, ROW_DTYPE, SEALED, Privilege, SpaceTable
+from holdfast.pool.segment import SegmentFooter, encode_segment_footer, without_summary
+from holdfast.pool.space import DYING, SEALED, Privilege, SpaceTable
 from holdfast.pool.superblock import Superblock
-from holdfast.pool.tables import ROW_SIZE_BYTES, TABLE_COPIES, VolumeRow
-from holdfast.runtime.ports import PREPARE, Clock, Disk, Io
-from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, GIB, VOLUME_SIZE_BYTES_MAX, format_size
+from holdfast.runtime.ports import PREPARE, WRITE, Clock, Disk, Io
+from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, GIB
 from holdfast.volume.block_reader import BlockReader
-from holdfast.volume.page_cache import PAGE_SHIFT, PageCache
-from holdfast.volume.page_table import PageDamagedError, PageTable
+from holdfast.volume.page_cache import PageCache
+from holdfast.volume.page_table import PageTable
 from holdfast.volume.page_writer import PageWriter
 from holdfast.volume.read import Reader
 from holdfast.volume.replay import Replayer
-from holdfast.volume.volume import Volume, root_level_for
+from holdfast.volume.reserve import Reserve
+from holdfast.volume.volume import Volume
+from holdfast.volume.volumes import Answer, Volumes
 from holdfast.volume.write import Writer
-from holdfast.work.task import Scheduler, Waitlist, Work
+from holdfast.work.task import Scheduler, Waitlist, Work, guarded
 from holdfast.writeback.flusher import Flusher
 from holdfast.writeback.log import Log, Room
 from holdfast.writeback.ring import Ring
@@ -50,13 +52,12 @@ PREPARED_AHEAD = 4
 HOST_FULL_RETRY_NS = 2_000_000_000
 COMPLAINTS_A_TICK_MAX = 5
 
-Answer = Callable[["Volume | HoldfastError | None"], None]
-
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     memory: MemoryPlan
     preallocate: bool = False
+    budget: Callable[[str, int], Budget] = Budget  # makes the budgets, each from its name and limit
 
 
 class Engine:
@@ -76,14 +77,12 @@ class Engine:
         self.disk = disk
         self.clock = clock
         self.options = options
-        self.volumes: dict[int, Volume] = {}
-        self.by_name: dict[str, Volume] = {}
-        self.next_volume_id = superblock.next_volume_id
+        self._allocate = allocate
         self.findings: list[str] = []
         self._recovered = False  # the space table is what the log says: segments may be prepared and opened
         self.opened = False
         self.closing = False
-        self.read_buffer_bytes_left = options.memory.read_buffer_bytes
+        self.read_buffers = options.budget("read buffers", options.memory.read_buffer_bytes)
         self.scheduler = Scheduler(disk)
         self.ring_room = Waitlist(self.scheduler, "room in the ring")
         self.segment_room = Waitlist(self.scheduler, "a free segment")
@@ -95,17 +94,19 @@ class Engine:
         self.on_released: Callable[[], None] = lambda: None  # the sessions' chance to go on
 
         shift = superblock.segment_blocks.bit_length() - 1
-        pages = PageCache(allocate(options.memory.page_bytes))
+        pages = PageCache(allocate(options.memory.page_bytes), options.budget("map pages", options.memory.page_bytes))
         self.space = SpaceTable(superblock.capacity_segments, shift)
-        _reserve(self.space, superblock, pages, 0)
+        reserve = Reserve(self.space, pages)
+        reserve.hold_for(0)
         self.space.on_unpinned = self._segment_unpinned
         self.log = Log(ring, self.space, tag=superblock.tag, epoch=epoch)
         self.flusher = Flusher(self.log, disk, released=self._released)
         self.cache = pages
         blocks = BlockReader(self.log, self.space, disk)
         self.table = PageTable(pages, blocks, self.scheduler, self.page_room)
+        volumes: dict[int, Volume] = {}
         self.pages = PageWriter(
-            pages, self.log, self.volumes, wait_for_room=self._wait_for_room, next_turn=self._wait_for_turn
+            pages, self.log, volumes, wait_for_room=self._wait_for_room, next_turn=self._wait_for_turn
         )
         self.reader = Reader(pages, self.table, blocks, next_turn=self.next_turn)
         self.writer = Writer(
@@ -124,12 +125,26 @@ class Engine:
             self.pages,
             superblock,
             allocate(BLOCK_SIZE_BYTES),
-            rows=lambda: [volume.row() for volume in self.volumes.values()],
-            root_of=lambda volume_id: self.volumes[volume_id].root,
+            rows=lambda: [volume.row() for volume in volumes.values()],
+            root_of=lambda volume_id: volumes[volume_id].root,
             make_room=self._make_room,
             until_durable=self.until_durable,
             retry=self.next_tick,
             on_error=self._checkpoint_error,
+        )
+        self.volumes = Volumes(
+            volumes,
+            reserve,
+            self.space,
+            pages,
+            self.table,
+            self.writer,
+            self.scheduler,
+            clock,
+            next_id=superblock.next_volume_id,
+            checkpoint=self.checkpoint,
+            is_checkpoint_running=lambda: self._checkpoint_running,
+            next_tick=self.next_tick,
         )
         self._checkpoint_running = False
         self._checkpoint_position = 0
@@ -146,14 +161,14 @@ class Engine:
 
     def open(self, known_end: int, done: Callable[[HoldfastError | None], None]) -> None:
         """Recover, then write the first checkpoint of this epoch; `done` is called when the pool can be served."""
-        self.scheduler.spawn(_guarded(self._open(known_end)), "open", done)
+        self.scheduler.spawn(guarded(self._open(known_end)), "open", done)
 
     def _open(self, known_end: int) -> Work:
         superblock = self.checkpointer.superblock
         opener = Opener(superblock, self.space, self.disk, self.findings)
         opened = yield from opener.read(known_end)
         for row in opened.rows:
-            self._add(Volume(row))
+            self.volumes.add(Volume(row))
         self.checkpointer.meta_addresses = opened.meta_addresses
         if opened.segment >= 0:
             self.log.start_at(
@@ -170,23 +185,34 @@ class Engine:
             self.cache,
             self.table,
             self.space,
-            self.volumes,
+            self.volumes.by_id,
             write_pages=self._write_pages,
             findings=self.findings,
         )
         yield from replayer.replay(opened.commits)
+        yield from self._drop_torn_summaries(opened.torn_summaries)
         if opened.commits:
             log_output.info("replayed %d entries of %d commits", replayer.entries_applied, len(opened.commits))
         yield from self._checkpoint(clean=False, epoch=self.log.epoch)
         self.opened = True
-        for volume in list(self.volumes.values()):
-            if volume.removing:
-                self.scheduler.spawn(_guarded(self._remove(volume)), f"remove {volume.name}", self._removal_done)
+        self.volumes.resume_removals()
+
+    def _drop_torn_summaries(self, footers: list[SegmentFooter]) -> Work:
+        """Let sealed segments whose summary was torn by a crash say that they have none: nobody is to take that for
+        damage. Only the first sector of the footer changes, so this write cannot be torn itself."""
+        for footer in footers:
+            block = self._allocate(BLOCK_SIZE_BYTES)
+            encode_segment_footer(block, without_summary(footer, self.log.segment_blocks))
+            last = self.log.segment_blocks - 1
+            io = yield Io(WRITE, footer.segment_id, last << BLOCK_SHIFT, block, durable=True)
+            if io.result < 0:
+                errno = -io.result
+                raise DiskError(f"segment {footer.segment_id:08x}: its footer cannot be written (errno {errno})", errno)
 
     def close(self, done: Callable[[HoldfastError | None], None]) -> None:
         """Make everything durable and write a clean checkpoint. The caller has ended all sessions."""
         self.closing = True
-        self.scheduler.spawn(_guarded(self._close()), "close", done)
+        self.scheduler.spawn(guarded(self._close()), "close", done)
 
     def _close(self) -> Work:
         if self.opened:
@@ -227,6 +253,9 @@ class Engine:
         self._complaints = 0
         self.flusher.tick(now_ns)
         self.next_tick.wake()
+        # A budget may have refused although nobody holds anything that will be released.
+        self.page_room.wake()
+        self.buffer_room.wake()
         if self.space.host_full and now_ns >= self._host_full_until_ns:
             self._host_full_until_ns = now_ns + HOST_FULL_RETRY_NS
             self._prepare_segment()
@@ -239,7 +268,7 @@ class Engine:
         if wanted and space.absent and not space.preparing and not space.host_full:
             self._prepare_segment()
         if not self._checkpoint_running and self._checkpoint_due():
-            self.scheduler.spawn(_guarded(self._checkpoint(clean=False)), "checkpoint", self._checkpoint_done)
+            self.scheduler.spawn(guarded(self._checkpoint(clean=False)), "checkpoint", self._checkpoint_done)
 
     def _checkpoint_due(self) -> bool:
         if self.closing or not self.opened:
@@ -271,7 +300,7 @@ class Engine:
         self._checkpoint_running = True
         self._checkpoint_position = self.log.position
         try:
-            yield from self.checkpointer.write(clean=clean, next_volume_id=self.next_volume_id, epoch=epoch)
+            yield from self.checkpointer.write(clean=clean, next_volume_id=self.volumes.next_id, epoch=epoch)
             if epoch is not None:
                 # The older slot still tells of the epoch before: it must lead here too.
                 yield from self.checkpointer.write_superblock(_next_sequence(self.checkpointer.superblock))
@@ -370,149 +399,22 @@ class Engine:
         self.ring_room.wake()
         self.on_released()
 
-    # ---- volumes
+    # ---- volumes: the calls of those outside
 
-    def _add(self, volume: Volume) -> None:
-        self.volumes[volume.volume_id] = volume
-        self.by_name[volume.name] = volume
-        _reserve(self.space, self.checkpointer.superblock, self.cache, len(self.volumes))
+    @property
+    def by_name(self) -> dict[str, Volume]:
+        """The volumes that exist, those that are being removed among them."""
+        return self.volumes.by_name
 
     def find(self, name: str) -> Volume:
-        """The volume of that name. Raises NotFoundError."""
-        volume = self.by_name.get(name)
-        if volume is None or volume.removing:
-            raise NotFoundError(f"there is no volume {name!r}; `holdfast volume list` shows those that exist")
-        return volume
+        return self.volumes.find(name)
 
     def create_volume(self, name: str, size_bytes: int, answer: Answer) -> None:
-        """Make a volume; `answer` gets it once that is durable, or the error."""
-        if any(volume.name == name for volume in self.volumes.values()):
-            answer(RequestError(f"there is a volume {name!r} already"))
-        elif not 0 < size_bytes <= VOLUME_SIZE_BYTES_MAX:
-            answer(RequestError(f"a volume's size is between 1 byte and {format_size(VOLUME_SIZE_BYTES_MAX)}"))
-        elif self.next_volume_id > VOLUME_ID_MAX:
-            answer(RequestError("no volume id is left in this pool"))
-        elif (refusal := self._no_room_for_a_volume()) is not None:
-            answer(refusal)
-        else:
-            row = VolumeRow(
-                volume_id=self.next_volume_id,
-                name=name,
-                size_bytes=size_bytes,
-                root=0,
-                root_level=root_level_for(size_bytes),
-                mapped_blocks=0,
-                created_ns=self.clock.wall_ns(),
-                removing=False,
-            )
-            self.next_volume_id += 1
-            volume = Volume(row)
-            # It is in the checkpoint to come, but nobody finds it before that is durable: what a client was told is
-            # flushed would go with the volume.
-            self.volumes[volume.volume_id] = volume
-
-            def made(error: HoldfastError | None) -> None:
-                if error is None:
-                    self.by_name[name] = volume
-                else:
-                    del self.volumes[volume.volume_id]
-                answer(error or volume)
-
-            self.scheduler.spawn(_guarded(self.checkpoint()), f"create {name}", made)
-
-    def _no_room_for_a_volume(self) -> NoSpaceError | None:
-        """Hold back what the checkpoints of one more volume may need, or say that there is not so much left."""
-        superblock = self.checkpointer.superblock
-        try:
-            _reserve(self.space, superblock, self.cache, len(self.volumes) + 1)
-        except NoSpaceError as error:
-            _reserve(self.space, superblock, self.cache, len(self.volumes))
-            return error
-        if self.space.available_segments <= self.space.checkpoint_segments:
-            return NoSpaceError("the pool is full: trim or remove volumes, or serve it with more --capacity")
-        return None
+        self.volumes.create(name, size_bytes, answer)
 
     def remove_volume(self, name: str, answer: Answer) -> None:
-        """Remove a volume nobody is connected to; `answer` is called once it is sure to go, its space comes free
-        later."""
-        volume = self.by_name.get(name)
-        if volume is None or volume.removing:
-            answer(NotFoundError(f"there is no volume {name!r}; `holdfast volume list` shows those that exist"))
-        elif volume.connections:
-            answer(
-                RequestError(
-                    f"volume {name!r} is in use ({volume.connections} connected); disconnect its clients first"
-                )
-            )
-        else:
-            volume.removing = True
-
-            def marked(error: HoldfastError | None) -> None:
-                volume.removing = error is None
-                answer(error)
-                if error is None:
-                    self.scheduler.spawn(_guarded(self._remove(volume)), f"remove {name}", self._removal_done)
-
-            self.scheduler.spawn(_guarded(self.checkpoint()), f"mark {name}", marked)
-
-    def _remove(self, volume: Volume) -> Work:
-        """Turn the whole volume into holes, then drop its row."""
-        first = 0
-        while first < volume.size_blocks:
-            try:
-                yield from self.writer.punch(volume, first, volume.size_blocks)
-                break
-            except PageDamagedError as error:
-                # What lies below the page cannot be found: it stays counted as live until a repair counts again.
-                log_output.error("%s; the space below it is not freed", error)
-                level, index = page_place(error.key)
-                first = (index + 1) << PAGE_SHIFT * (level + 1)
-            except (NoSpaceError, DiskError):
-                yield self.next_tick  # a checkpoint frees what was let go of, or the disk recovers; then on from here
-        yield from self.checkpoint()
-        # A cancelled request may still wait for a page that it had asked for; a checkpoint refers to the volume's
-        # pages.
-        while self._checkpoint_running or self.table.is_loading(volume):
-            yield self.next_tick
-        self.cache.forget_volume(volume.key_base)
-        del self.volumes[volume.volume_id]
-        del self.by_name[volume.name]
-        _reserve(self.space, self.checkpointer.superblock, self.cache, len(self.volumes))
-        yield from self.checkpoint()
-
-    def _removal_done(self, error: HoldfastError | None) -> None:
-        if error is not None:
-            log_output.error("a volume cannot be removed: %s", error)
-
-
-def _guarded(work: Work) -> Work:
-    """Run work and return the HoldfastError that it ends with, or None."""
-    try:
-        yield from work
-    except HoldfastError as error:
-        return error
-    return None
+        self.volumes.remove(name, answer)
 
 
 def _next_sequence(superblock: Superblock) -> Superblock:
     return replace(superblock, sequence=superblock.sequence + 1)
-
-
-def _reserve(space: SpaceTable, superblock: Superblock, pages: PageCache, volumes: int) -> None:
-    """Hold segments back: for two checkpoints at their largest, and on top of that for what gives space back.
-
-    A checkpoint writes at most the dirty pages and as many pages above them, the tables, and a commit header for each
-    252 blocks. In a small pool the number of dirty pages is limited instead, so that clients get most of the space.
-    """
-    capacity_blocks = superblock.capacity_segments * superblock.segment_blocks
-    pages.dirty_hard_limit = max(32, min(pages.dirty_hard_limit, capacity_blocks // 64))
-    pages.dirty_soft_limit = pages.dirty_hard_limit // 2
-    table_bytes = superblock.capacity_segments * ROW_DTYPE.itemsize + volumes * ROW_SIZE_BYTES
-    tables = TABLE_COPIES * (table_bytes // BLOCK_SIZE_BYTES + 4)
-    blocks = 2 * (2 * pages.dirty_hard_limit + tables)
-    space.checkpoint_segments = -(-blocks * 102 // 100 // superblock.segment_blocks) + 2
-    space.reserve_segments = space.checkpoint_segments + max(2, space.checkpoint_segments // 4)
-    if space.reserve_segments >= superblock.capacity_segments - 1:
-        raise NoSpaceError(
-            f"the pool is too small for its own metadata, {space.reserve_segments} segments; give it more --capacity"
-        )

@@ -17,29 +17,19 @@ from urllib.parse import quote
 from holdfast.control.api import PoolStatus, Statistics, VolumeInfo, VolumeRemoved
 from holdfast.engine import Engine
 from holdfast.errors import DiskError, HoldfastError, RequestError
-from holdfast.nbd.negotiated import Export, Negotiated
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.listen import Listener, TcpAddress, UnixAddress
 from holdfast.runtime.loop import SPIN_NS, EventLoop
-from holdfast.serving.connection import (
-    RECEIVE_BYTES_MAX,
-    REPLY_BYTES_MAX,
-    REPLY_BYTES_MIN,
-    Connection,
-    ConnectionBudget,
-)
+from holdfast.serving.clients import Clients
 from holdfast.serving.control_connection import ControlSocket
 from holdfast.serving.pool import PoolOptions, ServedPool
-from holdfast.serving.session import READ_PIECE_BYTES
 from holdfast.serving.status import pool_status, statistics, volume_info
-from holdfast.units import BLOCK_SHIFT, KIB, format_size
+from holdfast.units import BLOCK_SHIFT, format_size
 from holdfast.volume.volume import Volume
 
 log_output = logging.getLogger("holdfast.server")
 
-# How long the clients' requests may take to finish once the server is told to stop.
-DRAIN_NS_MAX = 10_000_000_000
-# ... and how long writing everything out may take before the rest is left to the ring.
+# How long writing everything out may take, once the server is told to stop, before the rest is left to the ring.
 STOP_NS_MAX = 60_000_000_000
 CONTROL_CONNECTIONS_MAX = 64
 PROFILE_VARIABLE = "HOLDFAST_PROFILE"
@@ -59,7 +49,7 @@ class ServeOptions:
 
 
 class Server:
-    """`Host` of the connections, `Service` of the control API, `ExportDirectory` of the handshakes.
+    """`Service` of the control API; starts and ends the rest.
 
     Fields: I fixed when made, L loop thread.
     """
@@ -68,23 +58,21 @@ class Server:
         self.pool = pool  # I
         self.engine: Engine = pool.engine  # I
         self.loop: EventLoop = pool.loop  # I
-        self.exports = self  # I
         self.options = options  # I
-        self.budget = ConnectionBudget(pool.memory.connection_bytes)  # I
-        self.receive_buffer = aligned_buffer(RECEIVE_BYTES_MAX + 64 * KIB)  # I
-        self.reply_buffer = aligned_buffer(REPLY_BYTES_MAX + REPLY_BYTES_MIN + 64 * KIB)  # I
-        self.piece_buffer = aligned_buffer(READ_PIECE_BYTES)  # I
+        self.clients = Clients(  # I
+            pool.engine,
+            pool.loop,
+            clock=pool.clock,
+            allocate=aligned_buffer,
+            connection_bytes=pool.memory.connection_bytes,
+        )
         self.closing = False  # L
         self.failure: HoldfastError | None = None  # L
         self._stopped_cleanly = False  # L
         self.started_ns = pool.clock.now_ns()  # I
         self.listeners: list[Listener] = []  # L
-        self._connections: dict[Connection, None] = {}  # L
         self._controls: dict[ControlSocket, None] = {}  # L
         self._control_listener: Listener | None = None  # L
-        self._with_answers: list[Connection] = []  # L
-        self._released = False  # L
-        self.engine.on_released = self._note_released
 
     # ---- start
 
@@ -93,7 +81,7 @@ class Server:
         self.loop.add_signal(signal.SIGTERM, self.shutdown)
         self.loop.add_signal(signal.SIGINT, self.shutdown)
         self.pool.start(self._opened)
-        self.loop.before_sleep.append(self._answer)
+        self.loop.before_sleep.append(self.clients.answer)
         profile = os.environ.get(PROFILE_VARIABLE)
         if profile:
             profiler = cProfile.Profile()
@@ -163,7 +151,7 @@ class Server:
         addresses = self.options.listen or [f"unix:{self.pool.path}/nbd.sock"]
         try:
             for address in addresses:
-                self.listeners.append(Listener(self.loop, address, self._accept))
+                self.listeners.append(Listener(self.loop, address, self.clients.accept))
             self._control_listener = Listener(self.loop, f"unix:{self.pool.path}/control.sock", self._accept_control)
         except HoldfastError as error:
             self._fail(error)
@@ -197,19 +185,8 @@ class Server:
             listener.close()
         if self._control_listener is not None:
             self._control_listener.close()
-        self._drain_until_ns = self.pool.clock.now_ns() + DRAIN_NS_MAX
         self._give_up = self.loop.call_later(STOP_NS_MAX, self._cannot_stop)
-        self._drain()
-
-    def _drain(self) -> None:
-        late = self.pool.clock.now_ns() > self._drain_until_ns
-        for connection in list(self._connections):
-            if connection.idle or late:
-                connection.close()
-        if self._connections:
-            self.loop.call_later(10_000_000, self._drain)
-        else:
-            self.pool.stop(self._stopped)
+        self.clients.drain(lambda: self.pool.stop(self._stopped))
 
     def _cannot_stop(self) -> None:
         """The disk does not take what is dirty. It stays in the ring, where the next server finds it."""
@@ -233,42 +210,7 @@ class Server:
         self.failure = self.failure or error
         self.loop.stop()
 
-    # ---- turns
-
-    def _note_released(self) -> None:
-        self._released = True
-
-    def _answer(self) -> None:
-        """After the engine's turn: send what was answered in it, and go on with those that waited."""
-        again = 0
-        while self._with_answers or self._released:
-            if self._released:
-                self._released = False
-                for connection in list(self._connections):
-                    if connection.stalled:
-                        connection.resume()
-            waiting, self._with_answers = self._with_answers, []
-            for connection in waiting:
-                connection.send_answers()
-            if self.engine.turn():
-                again += 1
-                if again > 4:
-                    break  # sockets have been waiting long enough
-        if self._with_answers or self._released or self.engine.next_turn.tasks:
-            self.loop.turn_again()
-
-    def answered(self, connection: Connection) -> None:
-        self._with_answers.append(connection)
-
-    # ---- connections
-
-    def _accept(self, sock: socket.socket, peer: str) -> None:
-        connection = Connection(self, sock, peer)
-        if not connection.closed:
-            self._connections[connection] = None
-
-    def connection_closed(self, connection: Connection) -> None:
-        self._connections.pop(connection, None)
+    # ---- the control socket
 
     def _accept_control(self, sock: socket.socket, _peer: str) -> None:
         if len(self._controls) >= CONTROL_CONNECTIONS_MAX:
@@ -279,34 +221,13 @@ class Server:
     def _control_closed(self, control: ControlSocket) -> None:
         self._controls.pop(control, None)
 
-    @property
-    def connections(self) -> int:
-        return len(self._connections)
-
-    # ---- ExportDirectory
-
-    def names(self) -> list[str]:
-        return [volume.name for volume in self.engine.by_name.values() if not volume.removing]
-
-    def find(self, name: str) -> Export | None:
-        names = self.names()
-        if name == "" and len(names) == 1:
-            name = names[0]
-        volume = self.engine.by_name.get(name)
-        if volume is None or volume.removing:
-            return None
-        return Export(name=name, size_bytes=volume.size_bytes)
-
-    def volume_of(self, negotiated: Negotiated) -> Volume:
-        return self.engine.by_name[negotiated.export.name]
-
     # ---- Service
 
     def status(self) -> PoolStatus:
         return pool_status(
             self.pool,
             pid=os.getpid(),
-            connections=self.connections,
+            connections=len(self.clients.connections),
             started_ns=self.started_ns,
             listening=[str(listener.address) for listener in self.listeners],
         )
@@ -333,9 +254,7 @@ class Server:
 
     def remove_volume(self, name: str, reply: ServiceReply, *, force: bool = False) -> None:
         if force:
-            for connection in list(self._connections):
-                if connection.session is not None and connection.session.volume.name == name:
-                    connection.close()
+            self.clients.disconnect(name)
         self.engine.remove_volume(
             name, lambda outcome: reply(outcome if isinstance(outcome, HoldfastError) else VolumeRemoved(removed=name))
         )

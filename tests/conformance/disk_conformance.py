@@ -11,6 +11,7 @@ import errno
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
 import pytest
 
 from holdfast.runtime.ports import PREPARE, READ, SUPERBLOCK, SYNC, WRITE, Disk, Io, RingMemory
@@ -205,6 +206,12 @@ class DiskConformance:
     @pytest.mark.parametrize(("file", "offset"), [(0, 0), (0, 100 * SEGMENT_BYTES), (77, 0)])
     def test_a_hint_never_fails(self, prepared: DiskWorld, file: int, offset: int) -> None:
         prepared.disk.will_read(file, offset, BLOCK_SIZE_BYTES)
+        prepared.disk.drop_cached(file, offset, BLOCK_SIZE_BYTES)
+
+    def test_what_is_dropped_from_the_cache_is_still_on_the_disk(self, prepared: DiskWorld) -> None:
+        complete(prepared, Io(WRITE, 0, 0, blocks(prepared, 4), durable=True))
+        prepared.disk.drop_cached(0, 0, SEGMENT_BYTES)
+        assert read_back(prepared, 0, 0, BLOCK_SIZE_BYTES) == bytes(blocks(prepared, 4))
 
 
 OpenRing = Callable[[int], RingMemory]
@@ -239,3 +246,25 @@ class RingConformance:
         again = open_ring(SEGMENT_BYTES)
         assert not again.found
         assert again.view[0] == 0
+
+    def test_a_ring_may_be_discarded_twice_and_closed(self, open_ring: OpenRing) -> None:
+        ring = open_ring(SEGMENT_BYTES)
+        ring.discard()
+        ring.discard()
+        ring.close()
+
+    def test_a_ring_that_was_let_go_of_is_there_for_the_next_owner(self, open_ring: OpenRing) -> None:
+        ring = open_ring(SEGMENT_BYTES)
+        ring.view[-5:] = b"dirty"
+        ring.close()
+        again = open_ring(SEGMENT_BYTES)
+        assert again.found
+        assert bytes(again.view[-5:]) == b"dirty"
+
+    def test_its_memory_begins_at_a_page(self, open_ring: OpenRing) -> None:
+        assert np.frombuffer(open_ring(SEGMENT_BYTES).view, np.uint8).ctypes.data % 4096 == 0
+
+    def test_it_has_a_name_for_people_which_stays(self, open_ring: OpenRing) -> None:
+        path = open_ring(SEGMENT_BYTES).path
+        assert path
+        assert open_ring(SEGMENT_BYTES).path == path

@@ -13,11 +13,7 @@ alone with `--only`.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
-import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -46,6 +42,8 @@ from holdfast.pool.superblock import SUPERBLOCK_MAGIC, SUPERBLOCK_SEED, Superblo
 from holdfast.pool.tables import VolumeRow, decode_volume_table, encode_volume_table
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.ports import SUPERBLOCK
+from holdfast.sim.disk import SECTOR
+from holdfast.sim.world import World, WorldConfig
 from holdfast.units import BLOCK_SIZE_BYTES, MIB
 from holdfast.work.task import run_to_end
 from holdfast.writeback.ring import Ring
@@ -53,10 +51,11 @@ from holdfast.writeback.ring_recovery import ring_belongs, write_out_ring
 
 if __name__ == "__main__":  # then only this file's own directory is on the path
     sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.engine.disk import SECTOR
-from tests.engine.world import World
+from tests.engine.helpers import ask, connect, create
+from tests.fuzz.driver import Fuzzer
 
 VOLUME_BLOCKS = 2000
+WORLD = WorldConfig(segments=24, pages=64, ring_blocks=256)
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
 
 
@@ -156,32 +155,31 @@ def check_tables(rng: Random) -> None:
 def stored_pool(variant: int) -> tuple[World, dict[int, bytes], bytes]:
     """A pool after a power failure, the contents of its blocks, and the ring that was lost with the power."""
     rng = Random(f"pool {variant}")
-    world = World(f"pool {variant}", segments=24, pages=64, ring_blocks=256)
+    world = World(f"pool {variant}", WORLD)
     world.open()
-    world.create("disk0", VOLUME_BLOCKS * BLOCK_SIZE_BYTES)
-    client = world.connect("disk0")
+    create(world, "disk0", VOLUME_BLOCKS * BLOCK_SIZE_BYTES)
+    client = connect(world, "disk0")
     contents: dict[int, bytes] = {}
     for stamp in range(1, 40 + 20 * variant):
         lba, count = rng.randrange(VOLUME_BLOCKS - 40), rng.randrange(1, 40)
         if rng.random() < 0.2:
-            client.ask(CMD_TRIM, lba * BLOCK_SIZE_BYTES, count * BLOCK_SIZE_BYTES)
+            ask(world, client, CMD_TRIM, lba * BLOCK_SIZE_BYTES, count * BLOCK_SIZE_BYTES)
             contents.update(dict.fromkeys(range(lba, lba + count), bytes(BLOCK_SIZE_BYTES)))
         else:
             block = stamp.to_bytes(8, "big") * 512
-            client.ask(CMD_WRITE, lba * BLOCK_SIZE_BYTES, payload=block * count)
+            ask(world, client, CMD_WRITE, lba * BLOCK_SIZE_BYTES, payload=block * count)
             contents.update(dict.fromkeys(range(lba, lba + count), block))
         if rng.random() < 0.3:
-            client.ask(CMD_FLUSH)
+            ask(world, client, CMD_FLUSH)
         if rng.random() < 0.05:
             world.run(world.engine.checkpoint())
-    assert world.ring is not None
-    ring = bytes(world.ring)
-    client.ask(CMD_FLUSH)
+    (ring,) = map(bytes, world.rings.rings.values())
+    ask(world, client, CMD_FLUSH)
     # A damaged commit can be told from a torn one only while a later one says that it was durable. More of those than a
     # case damages:
     for _ in range(6):
-        client.ask(CMD_WRITE, (VOLUME_BLOCKS - 1) * BLOCK_SIZE_BYTES, payload=bytes(BLOCK_SIZE_BYTES))
-        client.ask(CMD_FLUSH)
+        ask(world, client, CMD_WRITE, (VOLUME_BLOCKS - 1) * BLOCK_SIZE_BYTES, payload=bytes(BLOCK_SIZE_BYTES))
+        ask(world, client, CMD_FLUSH)
     world.settle()
     world.power_fails()
     return world, contents, ring
@@ -189,7 +187,7 @@ def stored_pool(variant: int) -> tuple[World, dict[int, bytes], bytes]:
 
 def copy_of(world: World) -> World:
     """Another world over copies of the same files."""
-    copied = World("copy", segments=24, pages=64, ring_blocks=256)
+    copied = World("copy", WORLD)
     for number, file in world.disk.files.items():
         target = copied.disk.files[number] = type(file)(file.now.size)
         target.now[:] = file.stable
@@ -246,58 +244,24 @@ def check_pool(rng: Random) -> None:
         assert into == expected, f"block {lba}: {into[:8].hex()} in place of {expected[:8].hex()}"
 
 
-# A pool is damaged in every eighth case: it takes fifty times as long as a structure.
-CHECKS: tuple[Callable[[Random], None], ...] = (
-    check_superblock,
-    check_commit,
-    check_segment,
-    check_tables,
-    check_superblock,
-    check_segment,
-    check_ring,
-    check_pool,
+FUZZER = Fuzzer(
+    "tests/fuzz/fuzz_decoders.py",
+    "Fuzz the decoders of what is stored.",
+    (
+        check_superblock,
+        check_commit,
+        check_segment,
+        check_tables,
+        check_superblock,
+        check_segment,
+        check_ring,
+        check_pool,  # in every eighth case only: it takes fifty times as long as a structure
+    ),
+    answers=(HoldfastError,),
 )
-
-
-def run_case(seed: int, number: int) -> None:
-    try:
-        CHECKS[number % len(CHECKS)](Random(f"{seed}:{number}"))
-    except HoldfastError:
-        return
-
-
-def fuzz(*, seconds: float, seed: int) -> int:
-    """Run cases until the time is over; the number of them. A failing one raises, with its number in a note."""
-    end = time.monotonic() + seconds
-    number = 0
-    while time.monotonic() < end:
-        try:
-            run_case(seed, number)
-        except Exception as failure:
-            failure.add_note(f"replay: python tests/fuzz/fuzz_decoders.py --seed {seed} --only {number}")
-            raise
-        number += 1
-    return number
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Fuzz the decoders of what is stored.")
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", type=int, help="run this case alone")
-    arguments = parser.parse_args()
-    logging.disable(logging.CRITICAL)
-    if arguments.only is not None:
-        run_case(arguments.seed, arguments.only)
-        print(f"case {arguments.only} of seed {arguments.seed} passed")
-        return 0
-    print(f"seed {arguments.seed}", flush=True)
-    print(f"{fuzz(seconds=arguments.seconds, seed=arguments.seed)} cases passed")
-    return 0
-
 
 assert VOLUME_BLOCKS * BLOCK_SIZE_BYTES < 64 * MIB
 assert ENTRY_DTYPE.itemsize == 16
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(FUZZER.main())

@@ -14,12 +14,10 @@ alone with `--only`.
 
 from __future__ import annotations
 
-import argparse
 import struct
 import sys
-import time
-from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 
 from holdfast.errors import GoneError, NotFoundError, RequestError
@@ -29,6 +27,10 @@ from holdfast.nbd.handshake import OPTION_BYTES_MAX, OUTPUT_BYTES_MAX, Handshake
 from holdfast.nbd.negotiated import Export, Negotiated
 from holdfast.nbd.protocol import ProtocolError
 from holdfast.nbd.transmission import REJECT, WRITE_PIECE, Request, RequestReader
+
+if __name__ == "__main__":  # then only this file's own directory is on the path
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.fuzz.driver import Fuzzer
 
 SIZE_BYTES = 1 << 26
 EXPORTS = (
@@ -358,41 +360,11 @@ def check_client_handshake(rng: Random) -> None:
     assert whole == split, f"whole {whole!r}\nsplit {split!r}"
 
 
-CHECKS: tuple[Callable[[Random], None], ...] = (check_handshake, check_requests, check_replies, check_client_handshake)
-
-
-def run_case(seed: int, number: int) -> None:
-    CHECKS[number % len(CHECKS)](Random(f"{seed}:{number}"))
-
-
-def fuzz(*, seconds: float, seed: int) -> int:
-    """Run cases until the time is over; the number of them. A failing one raises, with its number in a note."""
-    end = time.monotonic() + seconds
-    number = 0
-    while time.monotonic() < end:
-        try:
-            run_case(seed, number)
-        except Exception as failure:
-            failure.add_note(f"replay: python tests/fuzz/fuzz_nbd.py --seed {seed} --only {number}")
-            raise
-        number += 1
-    return number
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Fuzz the NBD wire.")
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", type=int, help="run this case alone")
-    arguments = parser.parse_args()
-    if arguments.only is not None:
-        run_case(arguments.seed, arguments.only)
-        print(f"case {arguments.only} of seed {arguments.seed} passed")
-        return 0
-    print(f"seed {arguments.seed}", flush=True)
-    print(f"{fuzz(seconds=arguments.seconds, seed=arguments.seed)} cases passed")
-    return 0
-
+FUZZER = Fuzzer(
+    "tests/fuzz/fuzz_nbd.py",
+    "Fuzz the NBD wire.",
+    (check_handshake, check_requests, check_replies, check_client_handshake),
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(FUZZER.main())

@@ -17,7 +17,7 @@ def quiet_log(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_two_seconds_of_fuzzing_find_nothing() -> None:
-    assert fuzz_decoders.fuzz(seconds=2, seed=1) > 10
+    assert fuzz_decoders.FUZZER.fuzz(seconds=2, seed=1) > 10
 
 
 def test_a_recovery_that_cuts_off_durable_commits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,4 +30,4 @@ def test_a_recovery_that_cuts_off_durable_commits_is_found(monkeypatch: pytest.M
     monkeypatch.setattr(LogScanner, "_durable_behind", nothing_behind)
     monkeypatch.setattr(LogScanner, "_gather_evidence", nothing_behind)
     with pytest.raises(AssertionError, match="in place of"):
-        fuzz_decoders.fuzz(seconds=20, seed=1)
+        fuzz_decoders.FUZZER.fuzz(seconds=20, seed=1)

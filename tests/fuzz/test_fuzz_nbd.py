@@ -12,7 +12,7 @@ from tests.fuzz import fuzz_nbd
 
 
 def test_two_seconds_of_fuzzing_find_nothing() -> None:
-    assert fuzz_nbd.fuzz(seconds=2, seed=1) > 100
+    assert fuzz_nbd.FUZZER.fuzz(seconds=2, seed=1) > 100
 
 
 def test_a_case_is_the_same_every_time() -> None:
@@ -34,5 +34,5 @@ def drains_only_what_is_there(self: RequestReader, at: int, end: int) -> int:
 def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, bug: Callable[[RequestReader, int, int], int]) -> None:
     monkeypatch.setattr(RequestReader, "_skip", bug)
     with pytest.raises(AssertionError) as caught:
-        fuzz_nbd.fuzz(seconds=20, seed=1)
+        fuzz_nbd.FUZZER.fuzz(seconds=20, seed=1)
     assert "--only" in caught.value.__notes__[0]

@@ -1,22 +1,28 @@
 """Imports point the way that data flows: nbd, volume, writeback, pool, tier; and the edges only inwards.
 
 Who has read only the tree of files then knows where a write goes, the wire knows nothing of the engine, and the engine
-nothing of the process around it.  The modules are parsed, not imported: a wrong arrow is found even where importing
-it would work, under `if TYPE_CHECKING` and inside functions too.
+nothing of the process around it.  The simulator is above all that it simulates, and what it runs reaches the real world
+nowhere.  The modules are parsed, not imported: a wrong arrow is found even where importing it would work, under
+`if TYPE_CHECKING` and inside functions too.
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
+
+from .test_no_outside_world import MAY_TOUCH_THE_WORLD
 
 SOURCE = Path(__file__).parents[2] / "src" / "holdfast"
 
 FLOW = ("volume", "writeback", "pool", "tier")
 GROUND = ("units", "errors")
 PORTS = "runtime.ports"
+BUFFERS = "runtime.buffers"  # memory that a disk accepts, which is the same in the simulated world
 WORK = "work"  # generators that wait, and the scheduler that resumes them: used by every room of the engine
+MEMORY = "memory"  # budgets: used by every room that holds memory
 ANYTHING = ""
 
 # A room or top-level module, and what it may import of holdfast besides itself.  A name covers all that is below it.
@@ -25,7 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "units": (),
     "errors": ("units",),
     "nbd": GROUND,
-    **{room: (*FLOW[position + 1 :], *GROUND, PORTS, WORK) for position, room in enumerate(FLOW)},
+    **{room: (*FLOW[position + 1 :], *GROUND, PORTS, WORK, MEMORY) for position, room in enumerate(FLOW)},
     "memory": (*GROUND, PORTS),
     "work": (*GROUND, PORTS),
     "runtime": GROUND,
@@ -34,6 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scrub": ("volume", "pool", *GROUND, PORTS, WORK),
     "serving": (*FLOW, "nbd", "memory", "runtime", "control", "engine", "scrub", *GROUND, WORK),
     "server": (*FLOW, "nbd", "memory", "runtime", "control", "engine", "serving", *GROUND, WORK),
+    "sim": (*FLOW, "nbd", "memory", "engine", "serving", "scrub", *GROUND, PORTS, BUFFERS, WORK),
     "cli": (ANYTHING,),
     "__main__": ("cli",),
 }
@@ -77,6 +84,48 @@ def wrong_arrows(source: Path) -> list[str]:
             if not any(covers(entry, base) or covers(entry, name) for entry in allowed):
                 found.append(f"{relative}:{line}: {room} -> {name}: {room} may import only {', '.join(allowed) or '-'}")
     return found
+
+
+def module_of(source: Path, name: str) -> Path | None:
+    """The file of a dotted name below `source`, or of the module that it is taken from."""
+    parts = name.split(".")
+    while parts:
+        path = source.joinpath(*parts)
+        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+        parts.pop()
+    return None
+
+
+def is_edge(module: str) -> bool:
+    return any(fnmatch(module, pattern) for pattern in MAY_TOUCH_THE_WORLD)
+
+
+def reached_from_simulator(source: Path) -> dict[str, str]:
+    """What the simulated world imports, and what that imports in turn: relative path -> who imports it."""
+    modules = sorted((source / "sim").rglob("*.py"))
+    pending = [path for path in modules if not is_edge(str(path.relative_to(source)))]
+    reached = {str(path.relative_to(source)): "" for path in pending}
+    while pending:
+        path = pending.pop()
+        relative = path.relative_to(source)
+        for _, base, name in imported_names(ast.parse(path.read_text(), str(path)), relative.parts[:-1]):
+            imported = module_of(source, name) or module_of(source, base)
+            if imported is not None and str(imported.relative_to(source)) not in reached:
+                reached[str(imported.relative_to(source))] = str(relative)
+                pending.append(imported)
+    return reached
+
+
+def edges_in_the_simulation(source: Path) -> list[str]:
+    """The modules that touch the real world and are reached by the simulated one, however indirectly, to be read."""
+    harmless = {"runtime/__init__.py", "runtime/ports.py", "runtime/buffers.py"}
+    return [
+        f"{importer} -> {module}: what is simulated would not be in the seed's hands any more"
+        for module, importer in sorted(reached_from_simulator(source).items())
+        if is_edge(module) and module not in harmless
+    ]
 
 
 def tree_with(tmp_path: Path, files: dict[str, str]) -> Path:
@@ -124,3 +173,31 @@ def test_an_import_inside_a_function_is_an_import(tmp_path: Path) -> None:
 def test_a_new_room_has_to_be_given_a_place(tmp_path: Path) -> None:
     (finding,) = wrong_arrows(tree_with(tmp_path, {"attic/chest.py": ""}))
     assert "'attic' has no row" in finding
+
+
+def test_only_the_command_line_knows_the_simulator(tmp_path: Path) -> None:
+    line = "from holdfast.sim.world import World\n"
+    source = tree_with(tmp_path, {"cli/sim.py": line, "serving/pool.py": line, "engine.py": line, "server.py": line})
+    assert [finding.split(":")[0] for finding in wrong_arrows(source)] == ["engine.py", "server.py", "serving/pool.py"]
+
+
+def test_what_the_simulator_runs_reaches_the_real_world_nowhere() -> None:
+    assert edges_in_the_simulation(SOURCE) == []
+
+
+def test_the_simulator_runs_what_serves() -> None:
+    """From the wire to the disk's port: were one of these replaced by a double, a run would show little."""
+    reached = reached_from_simulator(SOURCE).keys()
+    served = {"nbd/handshake.py", "nbd/transmission.py", "serving/bring_up.py", "serving/clients.py", "engine.py"}
+    assert served | {"serving/connection.py", "serving/session.py", "serving/heartbeat.py"} <= reached
+
+
+def test_a_roundabout_way_to_the_real_world_is_found(tmp_path: Path) -> None:
+    files = {
+        "sim/world.py": "from holdfast.serving.clients import Clients\n",
+        "serving/clients.py": "from holdfast.runtime import buffers, ports\nfrom . import sockets\n",
+        "serving/sockets.py": "def accept():\n    from holdfast.runtime.listen import Listener\n",
+        **dict.fromkeys(["runtime/listen.py", "runtime/ports.py", "runtime/buffers.py"], ""),
+    }
+    (finding,) = edges_in_the_simulation(tree_with(tmp_path, files))
+    assert finding.startswith("serving/sockets.py -> runtime/listen.py:")

@@ -149,7 +149,8 @@ def parse_stream(
     for part in parts:
         pending += part
         found, used = parse(machine, pending, pieces=next(take, True))
-        requests += [(*fields, memoryview(bytes(payload))) for *fields, payload in found]  # type: ignore[misc]
+        for command, flags, cookie, offset, length, payload in found:
+            requests.append((command, flags, cookie, offset, length, memoryview(bytes(payload))))
         pending = pending[used:]
         if limit_bytes is not None:
             assert len(pending) < limit_bytes

@@ -26,7 +26,7 @@ def commits(rig: Rig, *sizes: int) -> list[int]:
 
 
 def tail_of(rig: Rig, *, replay: int = FIRST, epoch: int = EPOCH, known_end: int = 0) -> LogTail:
-    scanner = LogScanner(tag=TAG, epoch=epoch, segment_shift=8)
+    scanner = LogScanner(tag=TAG, epoch=epoch, segment_shift=8, drop_cached=lambda _file, _offset, _length: None)
     candidates = {
         ordinal: segment
         for segment in range(16)
@@ -135,6 +135,6 @@ def test_the_open_segments_entries_come_back_for_its_summary(rig: Rig) -> None:
 
 
 def test_an_empty_log_ends_where_it_begins() -> None:
-    scanner = LogScanner(tag=TAG, epoch=EPOCH, segment_shift=8)
+    scanner = LogScanner(tag=TAG, epoch=EPOCH, segment_shift=8, drop_cached=lambda _file, _offset, _length: None)
     tail = run_to_end(scanner.find_tail(replay_position=512, candidates={}, known_end=0), Rig().disk.run)
     assert (tail.end, tail.segment, tail.commits) == (512, -1, [])

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -156,7 +157,7 @@ def test_a_callback_may_remove_another_that_is_ready_in_the_same_turn(loop: Even
 def test_call_soon_calls_in_order(loop: EventLoop) -> None:
     seen: list[int] = []
     for n in range(3):
-        loop.call_soon(lambda n=n: seen.append(n))  # type: ignore[misc]
+        loop.call_soon(partial(seen.append, n))
     loop.call_soon(loop.stop)
     loop.run()
     assert seen == [0, 1, 2]

@@ -6,9 +6,10 @@ import logging
 
 import pytest
 
+from holdfast.sim.world import World
 from holdfast.units import MIB
 from holdfast.volume.volume import Volume
-from tests.engine.world import World
+from tests.engine.helpers import create, new_world
 
 
 @pytest.fixture(autouse=True)
@@ -18,11 +19,9 @@ def quiet_log(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.fixture
 def world() -> World:
-    world = World("volume", pages=64)
-    world.open()
-    return world
+    return new_world("volume", pages=64)
 
 
 @pytest.fixture
 def volume(world: World) -> Volume:
-    return world.create("disk0", 3000 * MIB)
+    return create(world, "disk0", 3000 * MIB)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from holdfast.memory.budget import Budget
 from holdfast.pool.block import VOLUME_SHIFT, page_owner
 from holdfast.volume.page_cache import PageCache
 
@@ -12,7 +13,7 @@ PAGES = 64
 
 @pytest.fixture
 def cache() -> PageCache:
-    return PageCache(memoryview(bytearray(PAGES * 4096)))
+    return PageCache(memoryview(bytearray(PAGES * 4096)), Budget("pages", PAGES * 4096))
 
 
 def install(cache: PageCache, key: int, parent: int = -1) -> int:
@@ -79,3 +80,26 @@ def test_forgetting_a_volume_leaves_the_others_and_all_counts_right(cache: PageC
     assert cache.dirty_pages == 5
     assert len(cache.free) + len(cache.slot_of) == PAGES
     assert cache.children[cache.slot_of[page_owner(2, 1, 0)]] == 5
+
+
+def test_a_page_that_the_budget_refuses_is_not_taken() -> None:
+    budget = Budget("pages", 3 * 4096)
+    cache = PageCache(memoryview(bytearray(PAGES * 4096)), budget)
+    slots = [install(cache, page_owner(1, 0, index)) for index in range(3)]
+    assert cache.take_slot() == -1
+    assert len(cache.free) == PAGES - 3
+    cache.forget(slots[1])
+    assert cache.take_slot() >= 0
+
+
+def test_what_is_taken_of_the_budget_is_what_is_not_free(cache: PageCache) -> None:
+    budget = cache._budget
+    slot = cache.take_slot()
+    assert budget.used_bytes == 4096
+    cache.give_back(slot)
+    assert budget.used_bytes == 0
+    for index in range(3 * PAGES):  # with evictions
+        install(cache, page_owner(1, 0, index))
+        assert budget.used_bytes == (PAGES - len(cache.free)) * 4096
+    cache.forget_volume(1 << VOLUME_SHIFT)
+    assert budget.used_bytes == 0

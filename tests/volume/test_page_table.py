@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from holdfast.errors import CorruptionError, DiskError
-from holdfast.runtime.ports import READ
+from holdfast.sim.accounts import check_accounts
+from holdfast.sim.world import World
 from holdfast.units import BLOCK_SIZE_BYTES, GIB, MIB
 from holdfast.volume.volume import Volume, root_level_for
-from tests.engine.disk import Fault
-from tests.engine.world import World
 
 END = 1500  # leaves of the volume
 
@@ -73,12 +72,13 @@ def test_a_page_that_cannot_be_read_is_an_error_and_can_be_read_later(world: Wor
     world.close()
     world.open()
     volume = world.engine.find("disk0")
-    world.disk.cached = 0.0
-    world.disk.faults.append(Fault(READ, 61))
-    with pytest.raises(DiskError):
+    world.disk.character.cached = 0.0
+    world.faults.turn_on("read", "ENOMEM", 1.0)
+    with pytest.raises(DiskError, match="errno 12"):
         world.run(world.engine.table.page(volume, 0, 1, create=False))
-    world.disk.faults.clear()
+    world.faults.calm()
     assert world.run(world.engine.table.page(volume, 0, 1, create=False)) >= 0
+    check_accounts(world)
 
 
 def test_a_damaged_page_is_an_error_for_what_it_maps_alone(world: World, volume: Volume) -> None:
@@ -100,7 +100,7 @@ def test_many_who_want_one_page_read_it_once(world: World, volume: Volume) -> No
     put(world, volume, 1)
     world.close()
     world.open()
-    world.disk.cached = 0.0
+    world.disk.character.cached = 0.0
     volume = world.engine.find("disk0")
     outcomes = [world.spawn(world.engine.table.page(volume, 0, 1, create=False)) for _ in range(5)]
     before = world.engine.table.pages_read

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from errno import ENOMEM
+
 import pytest
 
-from holdfast.runtime.ports import READ
+from holdfast.sim.accounts import check_accounts
+from holdfast.sim.world import World
 from holdfast.units import BLOCK_SIZE_BYTES, MIB
 from holdfast.volume.read import ReadError
 from holdfast.volume.volume import Volume
-from tests.engine.accounting import check_accounts
-from tests.engine.disk import Fault
-from tests.engine.world import World
 
 BLOCK = BLOCK_SIZE_BYTES
 LEAF = 2 * MIB
@@ -58,7 +58,7 @@ def test_partial_writes_to_one_block_do_not_undo_each_other(world: World, volume
     write(world, volume, 0, bytes([255]) * BLOCK)
     world.close()
     world.open()
-    world.disk.cached = 0.0
+    world.disk.character.cached = 0.0
     volume = world.engine.find("disk0")
     for part in range(16):
         world.spawn(world.engine.writer.write(volume, part * 200, memoryview(bytes([part]) * 100)))
@@ -73,7 +73,7 @@ def test_a_read_that_waits_while_the_block_changes_gives_one_or_the_other(world:
     write(world, volume, 0, bytes([1]) * BLOCK)
     world.close()
     world.open()
-    world.disk.cached = 0.0
+    world.disk.character.cached = 0.0
     volume = world.engine.find("disk0")
     into = memoryview(bytearray(BLOCK))
     read(world, volume, BLOCK, 1)
@@ -160,10 +160,10 @@ def test_a_disk_that_cannot_read_is_told_with_its_errno_and_holds_nothing_back(w
     world.open()
     volume = world.engine.find("disk0")
     world.run(world.engine.table.page(volume, 0, 0, create=False))
-    world.disk.faults.append(Fault(READ, 61))
+    world.faults.turn_on("read", "ENOMEM", 1.0)
     with pytest.raises(ReadError) as caught:
         read(world, volume, 0, BLOCK)
-    assert caught.value.errno == 61
+    assert caught.value.errno == ENOMEM
     assert not volume.damaged, "what cannot be read now may be whole"
-    world.disk.faults.clear()
+    world.faults.calm()
     check_accounts(world)

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.ports import PREPARE, READ, WRITE, Io
 from holdfast.units import MIB
 from holdfast.work.task import Scheduler, Task, Waitlist, Work, run_to_end
-from tests.engine.disk import SeededDisk
+from tests.engine.hand_disk import HandDisk
 
 
 @pytest.fixture
-def disk() -> SeededDisk:
-    disk = SeededDisk(Random(1))
+def disk() -> HandDisk:
+    disk = HandDisk()
     disk.run(Io(PREPARE, 0, length=MIB))
     return disk
 
 
 @pytest.fixture
-def scheduler(disk: SeededDisk) -> Scheduler:
+def scheduler(disk: HandDisk) -> Scheduler:
     return Scheduler(disk)
 
 
-def settle(scheduler: Scheduler, disk: SeededDisk) -> None:
+def settle(scheduler: Scheduler, disk: HandDisk) -> None:
     scheduler.run_ready()
     while disk.in_flight:
         disk.complete_one()
@@ -44,7 +42,7 @@ def test_a_task_runs_its_first_step_at_once_and_tells_its_result(scheduler: Sche
     assert not len(scheduler.tasks)
 
 
-def test_it_is_resumed_with_the_io_it_waited_for(scheduler: Scheduler, disk: SeededDisk) -> None:
+def test_it_is_resumed_with_the_io_it_waited_for(scheduler: Scheduler, disk: HandDisk) -> None:
     outcome: list[tuple[int, int]] = []
 
     def work() -> Work:
@@ -57,7 +55,7 @@ def test_it_is_resumed_with_the_io_it_waited_for(scheduler: Scheduler, disk: See
     assert outcome == [(0, -5)]
 
 
-def test_many_ios_are_started_together_and_waited_for_together(scheduler: Scheduler, disk: SeededDisk) -> None:
+def test_many_ios_are_started_together_and_waited_for_together(scheduler: Scheduler, disk: HandDisk) -> None:
     outcome: list[list[int]] = []
 
     def work() -> Work:
@@ -133,7 +131,7 @@ def test_a_task_that_is_cancelled_while_it_waits_cleans_up_and_does_not_finish(s
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_a_task_that_is_cancelled_during_io_keeps_its_buffers_until_that_is_over(
-    scheduler: Scheduler, disk: SeededDisk, count: int
+    scheduler: Scheduler, disk: HandDisk, count: int
 ) -> None:
     log: list[str] = []
     one = Io(READ, 0, 0, aligned_buffer(4096))
@@ -172,7 +170,7 @@ def test_tasks_are_listed_in_the_order_of_their_beginning(scheduler: Scheduler) 
     assert [task.name for task in scheduler.tasks] == [f"{number}" for number in range(20)]
 
 
-def test_a_generator_can_be_driven_without_a_loop(disk: SeededDisk) -> None:
+def test_a_generator_can_be_driven_without_a_loop(disk: HandDisk) -> None:
     def work() -> Work:
         view = aligned_buffer(4096)
         view[:3] = b"abc"

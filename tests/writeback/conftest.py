@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 
 from holdfast.pool.block import KIND_DATA, SEED_DATA
@@ -14,7 +12,7 @@ from holdfast.units import BLOCK_SIZE_BYTES, MIB
 from holdfast.writeback.flusher import Flusher
 from holdfast.writeback.log import Log, Room
 from holdfast.writeback.ring import RING_HEADER_BYTES, Ring
-from tests.engine.disk import SeededDisk
+from tests.engine.hand_disk import HandDisk
 
 TAG = 0x1234
 EPOCH = 1 << 32 | 7
@@ -27,7 +25,7 @@ class Rig:
     def __init__(self, blocks: int = 512, segments: int = 16) -> None:
         self.ring = Ring(aligned_buffer(RING_HEADER_BYTES + blocks * BLOCK_SIZE_BYTES), segment_blocks=SEGMENT_BLOCKS)
         self.ring.format(tag=TAG, epoch=EPOCH, boot=1)
-        self.disk = SeededDisk(Random(1))
+        self.disk = HandDisk()
         self.space = SpaceTable(segments, 8, reserve_segments=2)
         for _ in range(segments):
             segment = self.space.take_absent()

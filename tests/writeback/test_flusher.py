@@ -6,10 +6,9 @@ from errno import EIO, ENOSPC
 from itertools import pairwise
 
 from holdfast.pool.commit import decode_commit_header
-from holdfast.runtime.ports import SYNC, WRITE
+from holdfast.runtime.ports import WRITE
 from holdfast.writeback.flusher import EAGER_BLOCKS_MIN, RETRY_DELAY_NS_MAX, RETRY_DELAY_NS_MIN
 from holdfast.writeback.log import Room
-from tests.engine.disk import Fault
 from tests.writeback.conftest import Rig
 
 SECOND = 1_000_000_000
@@ -24,7 +23,7 @@ def test_a_flush_with_nothing_to_flush_is_answered_at_once(rig: Rig) -> None:
 def test_a_small_flush_is_one_durable_write_and_no_sync(rig: Rig) -> None:
     rig.append(3)
     rig.flush()
-    assert [(io.op, io.durable) for io, _ in rig.disk.in_flight] == [(WRITE, True)]
+    assert [(io.op, io.durable) for io in rig.disk.in_flight] == [(WRITE, True)]
     rig.settle()
     assert rig.answers == [0]
     assert (rig.flusher.writes, rig.flusher.syncs) == (1, 0)
@@ -92,7 +91,7 @@ def test_a_little_dirt_is_left_to_gather_and_written_when_it_is_old(rig: Rig) ->
 
 def test_a_failed_write_is_told_and_everything_stays_dirty(rig: Rig) -> None:
     rig.append(3)
-    rig.disk.faults.append(Fault(WRITE, ENOSPC))
+    rig.disk.faults.turn_on("write", "ENOSPC", 1.0)
     rig.flush()
     rig.settle()
     assert rig.answers == [ENOSPC]
@@ -103,7 +102,7 @@ def test_a_failed_write_is_told_and_everything_stays_dirty(rig: Rig) -> None:
 
 def test_what_failed_is_written_again_after_a_pause_that_doubles(rig: Rig) -> None:
     rig.append(3)
-    rig.disk.faults.append(Fault(WRITE, EIO))
+    rig.disk.faults.turn_on("write", "EIO", 1.0)
     now = SECOND
     attempts = []
     rig.flush()
@@ -120,7 +119,7 @@ def test_what_failed_is_written_again_after_a_pause_that_doubles(rig: Rig) -> No
     assert pauses[:3] == sorted(pauses[:3])
     assert pauses[2] > 3 * pauses[0]
     assert max(pauses) <= RETRY_DELAY_NS_MAX + SECOND
-    rig.disk.faults.clear()
+    rig.disk.faults.calm()
     rig.flush()
     rig.flusher.tick(now + 2 * RETRY_DELAY_NS_MAX)
     rig.flusher.tick(now + 4 * RETRY_DELAY_NS_MAX)
@@ -133,11 +132,11 @@ def test_after_a_failed_sync_the_data_are_written_again_and_not_just_synced() ->
     """The disk of these tests forgets what a failed SYNC was to cover, as kernels do."""
     rig = Rig(blocks=1024)
     rig.append(400, value=7)
-    rig.disk.faults.append(Fault(SYNC, EIO))
+    rig.disk.faults.turn_on("sync", "EIO", 1.0)
     rig.flush()
     rig.settle()
     assert rig.answers == [EIO]
-    rig.disk.faults.clear()
+    rig.disk.faults.calm()
     rig.flusher.tick(SECOND)
     rig.flusher.tick(100 * SECOND)
     rig.flush()
@@ -149,12 +148,12 @@ def test_after_a_failed_sync_the_data_are_written_again_and_not_just_synced() ->
 
 def test_an_error_meets_all_who_wait_and_those_after_it_wait_for_the_retry(rig: Rig) -> None:
     rig.append(3)
-    rig.disk.faults.append(Fault(WRITE, EIO))
+    rig.disk.faults.turn_on("write", "EIO", 1.0)
     rig.flush()
     rig.flush()
     rig.settle()
     assert rig.answers == [EIO, EIO]
-    rig.disk.faults.clear()
+    rig.disk.faults.calm()
     rig.flush()
     assert rig.answers == [EIO, EIO]
     rig.flusher.tick(SECOND)

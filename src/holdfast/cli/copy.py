@@ -268,8 +268,8 @@ def _serve(pool: Path, directory: Path) -> Iterator[Path]:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            # Killed with SIGKILL we could not stop it: it stops itself then.  No thread of ours runs yet.
-            preexec_fn=_die_with_parent,  # noqa: PLW1509
+            # Killed with SIGKILL we could not stop it: it stops itself then.
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 (no thread of ours runs yet)
         ) as server,
     ):
         try:

@@ -12,6 +12,7 @@ _COMMANDS = {
     "copy": ("holdfast.cli.copy", "Copy a file or block device to a volume, or back."),
     "check": ("holdfast.cli.check", "Verify every structure and checksum of a pool, offline."),
     "doctor": ("holdfast.cli.doctor", "Say what this host allows and what to change."),
+    "lab": ("holdfast.cli.lab", "Play situations in which storage fails, today's kernel beside holdfast."),
     "completion": ("holdfast.cli.completion", "Print the completion script for a shell."),
 }
 

@@ -213,7 +213,7 @@ class RequestReader:
                     at = after
                     requests_left -= 1
                     continue
-            elif kind == CMD_READ or kind == _READ_FUA:  # noqa: PLR1714, SIM102, SIM109
+            elif kind == CMD_READ or kind == _READ_FUA:  # noqa: PLR1714, SIM102, SIM109 (as above, and in its shape)
                 if length <= hot_read_bytes_max and offset + length <= size_bytes:
                     if length <= LARGE_READ_BYTES:
                         reply_left -= DATA_CHUNK_BYTES + length

@@ -14,6 +14,7 @@ import numpy as np
 from holdfast.errors import CorruptionError, DiskError
 from holdfast.pool.block import ADDRESS_MASK, KIND_META, VOLUME_SHIFT, block_matches
 from holdfast.pool.roll_forward import FoundCommit, LogScanner
+from holdfast.pool.segment import SegmentFooter
 from holdfast.pool.space import ABSENT, FREE, OPEN, SEALED, SpaceTable
 from holdfast.pool.superblock import SLOT_OFFSETS, Superblock
 from holdfast.pool.tables import (
@@ -35,6 +36,7 @@ class SegmentFiles(Protocol):
     """What opening needs of the disk besides I/O."""
 
     def segments(self) -> list[int]: ...
+    def drop_cached(self, file: int, offset: int, length: int) -> None: ...
 
 
 @dataclass(slots=True)
@@ -46,6 +48,7 @@ class OpenedPool:
     segment: int = -1
     next_ordinal: int = 1
     summary: bytes | None = b""
+    torn_summaries: list[SegmentFooter] = field(default_factory=list)
 
 
 def read_superblock_slots() -> Work:
@@ -77,7 +80,12 @@ class Opener:
         opened = yield from self._read_tables()
         if superblock.epoch == 0:
             return opened  # just formatted: there is no log yet
-        scanner = LogScanner(tag=superblock.tag, epoch=superblock.epoch, segment_shift=self.shift)
+        scanner = LogScanner(
+            tag=superblock.tag,
+            epoch=superblock.epoch,
+            segment_shift=self.shift,
+            drop_cached=self.disk.drop_cached,
+        )
         candidates = yield from self._candidates(scanner)
         tail = yield from scanner.find_tail(
             replay_position=superblock.replay_position, candidates=candidates, known_end=known_end
@@ -87,6 +95,7 @@ class Opener:
         opened.end = tail.end
         opened.segment = tail.segment
         opened.summary = tail.summary
+        opened.torn_summaries = tail.torn_summaries
         self._claim(candidates, tail.end, tail.segment, opened)
         yield from self._claim_tables(scanner, opened.meta_addresses)
         return opened
@@ -111,26 +120,28 @@ class Opener:
     def _read_table(self, table: int, copies: list[list[int]]) -> Work:
         """The blocks of a table, joined: each from the first of its copies that is whole."""
         blocks: list[bytes | None] = [None] * len(copies[0])
+        errno = 0
         for number, words in enumerate(copies):
             missing = [index for index, block in enumerate(blocks) if block is None]
             for start in range(0, len(missing), 64):
                 chosen = missing[start : start + 64]
                 ios = yield [self._table_io(words[index]) for index in chosen]
                 for index, io in zip(chosen, ios, strict=True):
-                    if io.result == 0 and block_matches(
-                        io.view, table << VOLUME_SHIFT | index, KIND_META, words[index]
-                    ):
+                    name = f"copy {number + 1} of block {index} of the {TABLE_NAMES[table]}"
+                    place = f"(segment {io.file:08x}, block {io.offset >> BLOCK_SHIFT})"
+                    if io.result < 0:
+                        errno = -io.result
+                        self.findings.append(f"{name} {place} cannot be read: errno {errno}")
+                    elif block_matches(io.view, table << VOLUME_SHIFT | index, KIND_META, words[index]):
                         blocks[index] = bytes(io.view)
                     else:
-                        self.findings.append(
-                            f"copy {number + 1} of block {index} of the {TABLE_NAMES[table]} "
-                            f"(segment {io.file:08x}, block {io.offset >> BLOCK_SHIFT}) is damaged"
-                        )
+                        self.findings.append(f"{name} {place} is damaged")
         if None in blocks:
-            raise CorruptionError(
-                f"every copy of block {blocks.index(None)} of the {TABLE_NAMES[table]} is damaged; "
-                "restore the segment files from a backup"
-            )
+            what = f"block {blocks.index(None)} of the {TABLE_NAMES[table]}"
+            if errno:
+                # What cannot be read now may be whole: nobody should reach for a backup before that is known.
+                raise DiskError(f"no copy of {what} can be read: errno {errno}; mend the disk, then try again", errno)
+            raise CorruptionError(f"every copy of {what} is damaged; restore the segment files from a backup")
         return b"".join(block for block in blocks if block is not None)
 
     def _table_io(self, word: int) -> Io:

@@ -13,6 +13,7 @@ data blocks stay where they are, and read as errors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
@@ -65,18 +66,25 @@ class LogTail:
     summary: bytes | None = b""  # entries of that segment so far, from its first commit on; None: too many
     segments: dict[int, int] = field(default_factory=dict)  # ordinal -> id of every segment from the checkpoint on
     durable: int = 0  # everything below was once known to be on stable storage
+    torn_summaries: list[SegmentFooter] = field(default_factory=list)  # footers whose summary does not check out
     findings: list[str] = field(default_factory=list)
 
 
 class LogScanner:
-    """Reads the log's segments. All methods are work of a task: they yield I/O."""
+    """Reads the log's segments. All methods are work of a task: they yield I/O.
 
-    def __init__(self, *, tag: int, epoch: int, segment_shift: int) -> None:
+    drop_cached: tells the disk that what it has cached of (segment, offset, length) is doubtful
+    """
+
+    def __init__(
+        self, *, tag: int, epoch: int, segment_shift: int, drop_cached: Callable[[int, int, int], None]
+    ) -> None:
         self.tag = tag
         self.epoch = epoch
         self.shift = segment_shift
         self.segment_blocks = 1 << segment_shift
         self.findings: list[str] = []
+        self._drop_cached = drop_cached
         self._ahead = memoryview(b"")
         self._ahead_of = (-1, -1)
 
@@ -100,6 +108,12 @@ class LogScanner:
             self._ahead_of = (segment, start)
         at = (block - start) << BLOCK_SHIFT
         return self._ahead[at : at + BLOCK_SIZE_BYTES]
+
+    def _doubt(self, segment: int, block: int, count: int) -> None:
+        """What was read of these blocks is not as it should be: the next reading is to come from the disk. Before the
+        log is cut off, and what follows is given up for good, one wrong reading must not be all that speaks for it."""
+        self._ahead_of = (-1, -1)
+        self._drop_cached(segment, block << BLOCK_SHIFT, count << BLOCK_SHIFT)
 
     def segment_header(self, segment: int, *, mend: bool = False) -> Work:
         """The valid header of a segment file of this pool, or None."""
@@ -212,6 +226,10 @@ class LogScanner:
                 "behind its end is damaged beyond mending or missing; restore it from a backup"
             )
         yield from self._rebuild_summary(tail)
+        for footer in tail.torn_summaries:
+            # Power failed while it was written, and nothing is lost: unless it was known to be durable.
+            if footer.ordinal + 1 << self.shift <= tail.durable:
+                self.findings.append(f"segment {footer.segment_id:08x}: its summary is damaged; its commits are whole")
         tail.findings = self.findings
         return tail
 
@@ -220,8 +238,13 @@ class LogScanner:
         while True:
             header = yield from self.commit_at(segment, ordinal, block)
             if header is None:
+                self._doubt(segment, block, 1)
+                header = yield from self.commit_at(segment, ordinal, block)
+            if header is None:
                 footer: SegmentFooter | None = yield from self._mended_footer(segment)
                 if self._is_footer_of(footer, ordinal) and footer.commits_end == block:
+                    if footer.entry_count:
+                        tail.torn_summaries.append(footer)
                     return ordinal + 1 << self.shift  # sealed, without a summary that can be used
                 proof = yield from self._durable_behind(tail, segment, ordinal, block)
                 if proof <= (ordinal << self.shift | block):
@@ -287,6 +310,10 @@ class LogScanner:
             if commit.end <= tail.durable:
                 continue
             whole = yield from self._is_whole(commit)
+            if not whole:
+                self._doubt(commit.address >> self.shift, (commit.address & self.segment_blocks - 1) - 1,
+                            1 + commit.block_count)  # fmt: skip
+                whole = yield from self._is_whole(commit)
             if not whole:
                 del tail.commits[number:]
                 tail.end = commit.position

@@ -38,7 +38,7 @@ KIND_MAP and KIND_META entry stands for the next block of the segment, from bloc
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -125,6 +125,11 @@ def encode_segment_footer(block: memoryview, footer: SegmentFooter) -> None:
         footer.summary_check,
     )
     seal_block(block, FOOTER_MAGIC, FOOTER_SEED)
+
+
+def without_summary(footer: SegmentFooter, segment_blocks: int) -> SegmentFooter:
+    """The footer of the same segment, saying that it has no summary."""
+    return replace(footer, entry_count=0, summary_offset=segment_blocks - 1, summary_check=summary_check(b""))
 
 
 def decode_segment_footer(block: memoryview | bytes, segment_blocks: int) -> SegmentFooter | None:

@@ -101,7 +101,7 @@ class Listener:
     """
 
     def __init__(
-        self, loop: EventLoop, address: Address | str, on_connection: Callable[[socket.socket, str], None]
+        self, loop: EventLoop, address: Address | str, on_connection: Callable[[socket.socket, str], object]
     ) -> None:
         wanted = parse_address(address) if isinstance(address, str) else address
         self._loop = loop

@@ -1,4 +1,4 @@
-"""The ports through which everything else reaches the outside: time, randomness, the disk, shared memory.
+"""The ports through which everything else reaches the outside: time, randomness, the disk, shared memory, clients.
 
 The engine is a deterministic state machine.  It is handed these ports when it is made and calls nothing else of the
 world; `runtime/` implements them with the real thing, `sim/` with a seeded one, and one conformance suite
@@ -10,7 +10,7 @@ Offsets and lengths are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 SUPERBLOCK = -1
@@ -110,6 +110,11 @@ class RingMemory(Protocol):
     """Memory that outlives the process but not a power failure."""
 
     @property
+    def path(self) -> str:
+        """Its name, for people."""
+        ...
+
+    @property
     def view(self) -> memoryview:
         """The whole of it, writable, page aligned, touched."""
         ...
@@ -120,5 +125,65 @@ class RingMemory(Protocol):
         ...
 
     def discard(self) -> None:
-        """Remove it: nothing in it is needed any more."""
+        """Remove it: nothing in it is needed any more. May be called twice."""
         ...
+
+    def close(self) -> None:
+        """Let go of it and leave it for the next owner. `view` may not be used after this."""
+        ...
+
+
+class Timer(Protocol):
+    def cancel(self) -> None:
+        """May be called at any time, also after it ran."""
+        ...
+
+
+class Loop(Protocol):
+    """What serves clients: it calls back when a socket is ready or a time has come, one call at a time.
+
+    `before_sleep`: what is called at the end of each turn, in this order.
+    """
+
+    before_sleep: list[Callable[[], object]]
+
+    def add_reader(self, fd: int, callback: Callable[[], object]) -> None:
+        """Call `callback` whenever `fd` is readable, at its end or broken. Replaces an earlier one."""
+        ...
+
+    def remove_reader(self, fd: int) -> None: ...
+
+    def set_writer(self, fd: int, callback: Callable[[], object] | None) -> None:
+        """Call `callback` whenever `fd` is writable or broken; None ends that."""
+        ...
+
+    def close(self, fd: int) -> None:
+        """Forget `fd`, which its owner is about to close."""
+        ...
+
+    def call_later(self, delay_ns: int, callback: Callable[[], object]) -> Timer: ...
+
+    def turn_again(self) -> None:
+        """Turn once more without waiting, whether anything is ready or not."""
+        ...
+
+
+class Socket(Protocol):
+    """One end of a connection, non-blocking: what cannot be done at once raises BlockingIOError, and OSError what can
+    not be done at all."""
+
+    def fileno(self) -> int: ...
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """Fill the beginning of `buffer` with what has arrived; 0 at the end of the stream."""
+        ...
+
+    def send(self, data: memoryview | bytearray | bytes) -> int:
+        """Send as much of `data` as the peer's buffer takes."""
+        ...
+
+    def sendmsg(self, buffers: Sequence[memoryview | bytearray | bytes]) -> int:
+        """`send` of all of them, one behind the other."""
+        ...
+
+    def close(self) -> None: ...

@@ -47,7 +47,7 @@ class CheckReport:
 
 
 class OverlayDisk:
-    """A disk whose writes stay in memory. Only what start-up and the check use: `run`, `segments`, `exists`."""
+    """A disk whose writes stay in memory. Only what start-up and the check use of it."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
@@ -68,6 +68,9 @@ class OverlayDisk:
 
     def segments(self) -> list[int]:
         return self._disk.segments()
+
+    def drop_cached(self, file: int, offset: int, length: int) -> None:
+        self._disk.drop_cached(file, offset, length)
 
     def exists(self, file: int) -> bool:
         return self._disk.exists(file)
@@ -125,10 +128,11 @@ class PoolChecker:
         meta = np.sort(np.array(opened.meta_addresses, np.uint64))
         checker = SegmentChecker(tag=self.superblock.tag, segment_shift=self.shift)
         in_use = np.flatnonzero((self.space.state != ABSENT) & (self.space.state != FREE)).tolist()
+        torn = {footer.segment_id for footer in opened.torn_summaries}
         for number, segment in enumerate(in_use):
             stop = None if self.space.state[segment] >= SEALED else opened.end & (1 << self.shift) - 1
             ordinal = int(self.space.ordinal[segment])
-            report = run_to_end(checker.check(segment, ordinal, stop), self.disk.run)
+            report = run_to_end(checker.check(segment, ordinal, stop, torn_summary=segment in torn), self.disk.run)
             self.report.damage += report.findings
             self.report.blocks_checked += report.blocks_checked
             self.report.segments_checked += 1

@@ -58,8 +58,12 @@ class SegmentChecker:
         self.shift = segment_shift
         self.segment_blocks = 1 << segment_shift
 
-    def check(self, segment: int, ordinal: int, stop: int | None) -> Work:
-        """Verify a segment (work that yields I/O); returns a `SegmentReport`. `stop`: None if the segment is sealed."""
+    def check(self, segment: int, ordinal: int, stop: int | None, *, torn_summary: bool = False) -> Work:
+        """Verify a segment (work that yields I/O); returns a `SegmentReport`.
+
+        stop: None if the segment is sealed
+        torn_summary: a crash tore its summary, which is no damage; the next server drops it
+        """
         blocks = self.segment_blocks
         report = SegmentReport(
             np.zeros(blocks, np.uint64),
@@ -77,7 +81,7 @@ class SegmentChecker:
             self._note(report, "segment header", segment, 0, "it does not check out")
         footer, summary = None, None
         if stop is None:
-            footer, summary = self._footer(report, raw, segment, ordinal)
+            footer, summary = self._footer(report, raw, segment, ordinal, torn_summary=torn_summary)
             stop = footer.commits_end if footer is not None else blocks - 1
         self._walk(report, raw, segment, ordinal, stop, summary, sealed=footer is not None)
         return report
@@ -95,7 +99,7 @@ class SegmentChecker:
         report.findings.append(Finding(kind, f"segment {segment:08x}, block {block}", what))
 
     def _footer(
-        self, report: SegmentReport, raw: memoryview, segment: int, ordinal: int
+        self, report: SegmentReport, raw: memoryview, segment: int, ordinal: int, *, torn_summary: bool
     ) -> tuple[SegmentFooter | None, EntryArray | None]:
         last = self.segment_blocks - 1
         footer = decode_segment_footer(raw[last << BLOCK_SHIFT :], self.segment_blocks)
@@ -106,7 +110,7 @@ class SegmentChecker:
             return footer, None
         end = footer.summary_offset + summary_blocks(footer.entry_count)
         summary = decode_summary(raw[footer.summary_offset << BLOCK_SHIFT : end << BLOCK_SHIFT], footer)
-        if summary is None:
+        if summary is None and not torn_summary:
             self._note(report, "segment summary", segment, footer.summary_offset, "it does not check out")
         return footer, summary
 

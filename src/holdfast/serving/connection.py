@@ -9,7 +9,6 @@ cost of one batch of replies. Both are counted against `ConnectionBudget`, and b
 from __future__ import annotations
 
 import logging
-import socket
 from typing import Protocol
 
 from holdfast.engine import Engine
@@ -17,8 +16,9 @@ from holdfast.nbd.handshake import Handshake
 from holdfast.nbd.negotiated import ExportDirectory, Negotiated
 from holdfast.nbd.protocol import LARGE_READ_BYTES, ProtocolError
 from holdfast.nbd.transmission import Request, RequestReader
-from holdfast.runtime.loop import EventLoop
-from holdfast.serving.session import READ_PIECE_BYTES, Session
+from holdfast.runtime.ports import Loop, Socket
+from holdfast.serving.session import Session
+from holdfast.serving.waiting_read import READ_PIECE_BYTES
 from holdfast.units import KIB, MIB
 from holdfast.volume.volume import Volume
 
@@ -51,7 +51,7 @@ class Host(Protocol):
     """What a connection needs of the server that accepted it."""
 
     engine: Engine
-    loop: EventLoop
+    loop: Loop
     budget: ConnectionBudget
     receive_buffer: memoryview
     reply_buffer: memoryview
@@ -68,7 +68,7 @@ class Host(Protocol):
 class Connection:
     """Fields: L loop thread (all)."""
 
-    def __init__(self, host: Host, sock: socket.socket, peer: str) -> None:
+    def __init__(self, host: Host, sock: Socket, peer: str) -> None:
         self.host = host
         self.peer = peer
         self.session: Session | None = None
@@ -121,8 +121,7 @@ class Connection:
             host.reply_buffer,
             host.piece_buffer,
             transmit=self._transmit,
-            answered=self._session_answered,
-            resume=self._resume_soon,
+            ready=self._session_ready,
             piece_limit=lambda: host.budget.batch_bytes(LARGE_READ_BYTES, READ_PIECE_BYTES),
         )
         trailing = bytes(handshake.trailing)
@@ -200,6 +199,8 @@ class Connection:
                     continue
                 session.submit(requests)
                 self._transmit()
+                if not self._is_open():
+                    return  # what is left of the batch is that of a client which is gone
                 if session.disconnect_requested:
                     self._end_of_input()
                     return
@@ -234,10 +235,14 @@ class Connection:
         self._stash = stash
         self._count()
 
-    def _count(self) -> None:
+    @property
+    def kept_bytes(self) -> int:
+        """What is kept aside for this connection, received or to be sent."""
         kept = len(self._stash) + len(self._unsent)
-        if self.session is not None:
-            kept += self.session.kept_bytes
+        return kept if self.session is None else kept + self.session.kept_bytes
+
+    def _count(self) -> None:
+        kept = self.kept_bytes
         self.host.budget.used_bytes += kept - self._counted
         self._counted = kept
 
@@ -248,11 +253,8 @@ class Connection:
         session = self.session
         if session is None or session.disconnect_requested is False:
             self.close()  # it vanished: what it has not been answered may go undone
-        elif not session.in_flight and not session.backlog and not self._unsent:
+        elif session.idle and not self._unsent:
             self.close()
-
-    def _resume_soon(self) -> None:
-        self._session_answered(self.session)
 
     def resume(self) -> None:
         """Go on after a stall: the backlog, then what was received already."""
@@ -273,7 +275,7 @@ class Connection:
 
     # ---- sending
 
-    def _session_answered(self, _session: Session | None) -> None:
+    def _session_ready(self) -> None:
         if not self._queued:
             self._queued = True
             self.host.answered(self)
@@ -284,12 +286,14 @@ class Connection:
         session = self.session
         if self.closed or session is None:
             return
-        if session.broken:
+        if session.outgoing.broken:
             self.close()
             return
         self._transmit()
-        if self._is_open() and (session.backlog or session.disconnect_requested or not self._reading):
-            self.resume()
+        if self._is_open():
+            self._count()  # what was answered is not kept any more
+            if session.backlog or session.disconnect_requested or not self._reading:
+                self.resume()
 
     def _transmit(self) -> None:
         """Send what the session has; keep what the socket does not take."""
@@ -300,11 +304,12 @@ class Connection:
         if session.at:
             parts.append(session.out[: session.at])
             session.at = 0
-        if session.later:
-            parts.append(session.later)
-            session.later = bytearray()
-        if session.direct is not None:
-            parts.append(session.direct)
+        outgoing = session.outgoing
+        if outgoing.later:
+            parts.append(outgoing.later)
+            outgoing.later = bytearray()
+        if outgoing.direct is not None:
+            parts.append(outgoing.direct)
         if parts:
             self._send(parts)
 
@@ -331,7 +336,7 @@ class Connection:
     def _block(self) -> None:
         self._count()
         if self.session is not None:
-            self.session.blocked = True
+            self.session.outgoing.blocked = True
         self.host.loop.set_writer(self._fd, self._on_writable)
         if self.session is not None:
             self._watch(False)
@@ -356,9 +361,8 @@ class Connection:
             if self._handshake is not None and self._handshake.closed:
                 self.close()
             return
-        session.blocked = False
-        session.output_room.wake()
-        self._session_answered(session)
+        session.outgoing.unblock()
+        self._session_ready()
 
     # ---- end
 
@@ -374,8 +378,7 @@ class Connection:
     @property
     def idle(self) -> bool:
         """True if the client waits for nothing."""
-        session = self.session
-        return session is None or not (session.in_flight or session.backlog or self._unsent)
+        return self.session is None or (self.session.idle and not self._unsent)
 
     def close(self) -> None:
         """Close at once. What the client has not been answered may be undone; what it has been answered stays."""

@@ -73,7 +73,7 @@ def pool_status(
         checkpoint=CheckpointInfo(sequence=superblock.sequence, log_position=superblock.replay_position),
         uptime_s=(pool.clock.now_ns() - started_ns) / 1e9,
         connections=connections,
-        volumes=len(engine.volumes),
+        volumes=len(engine.volumes.by_id),
         listening=listening,
     )
 
@@ -92,5 +92,5 @@ def statistics(pool: ServedPool) -> Statistics:
         "log_position": engine.log.position,
         "durable_position": engine.flusher.durable,
         "tasks": len(engine.scheduler.tasks),
-        "read_buffer_bytes_left": engine.read_buffer_bytes_left,
+        "read_buffer_bytes_left": engine.read_buffers.limit_bytes - engine.read_buffers.used_bytes,
     }

@@ -34,20 +34,29 @@ class BlockReader:
         return block_matches(into, owner, kind, entry)
 
     def read(self, entry: int, owner: int, kind: int, into: memoryview) -> Work:
-        """Read one block into `into` (a task's work); returns 0, or the errno: of the disk, or EIO for a wrong
-        check."""
+        """Read one block into `into` (a task's work); returns 0, or the errno: of the disk, or `DAMAGED`.
+
+        A block that does not check out is read once more, from the disk: a cached copy can be stale or damaged, or one
+        reading of it, where the disk is right.
+        """
         if self.read_now(entry, owner, kind, into):
             return 0
         address = entry & ADDRESS_MASK
-        at = self.log.slot_of(address)
-        if at < 0:
-            segment = address >> self.shift
-            io = Io(READ, segment, (address & self.offset_mask) << BLOCK_SHIFT, into)
-            self.space.pin(segment)
-            try:
-                yield io
-            finally:
-                self.space.unpin(segment)
-            if io.result < 0:
-                return -io.result
-        return 0 if block_matches(into, owner, kind, entry) else DAMAGED
+        segment, offset = address >> self.shift, (address & self.offset_mask) << BLOCK_SHIFT
+        for _ in range(2):
+            at = self.log.slot_of(address)
+            if at >= 0:
+                into[:] = self.log.slots[at : at + BLOCK_SIZE_BYTES]
+            else:
+                io = Io(READ, segment, offset, into)
+                self.space.pin(segment)
+                try:
+                    yield io
+                finally:
+                    self.space.unpin(segment)
+                if io.result < 0:
+                    return -io.result
+            if block_matches(into, owner, kind, entry):
+                return 0
+            self.disk.drop_cached(segment, offset, BLOCK_SIZE_BYTES)
+        return DAMAGED

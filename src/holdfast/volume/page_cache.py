@@ -21,6 +21,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from holdfast.memory.budget import Budget
 from holdfast.pool.block import VOLUME_SHIFT
 from holdfast.units import BLOCK_SIZE_BYTES
 
@@ -34,13 +35,14 @@ EVICTION_BATCH = 64
 class PageCache:
     """All fields belong to the loop thread. `arena` is (pages, 512) of u64; `words` is the same memory, flat."""
 
-    def __init__(self, buffer: memoryview) -> None:
+    def __init__(self, buffer: memoryview, budget: Budget) -> None:
         pages = len(buffer) // BLOCK_SIZE_BYTES
         assert pages >= PAGES_MIN
         self.pages = pages
         self.bytes = buffer[: pages * BLOCK_SIZE_BYTES]
         self.words = self.bytes.cast("Q")
         self.arena: npt.NDArray[np.uint64] = np.frombuffer(self.bytes, np.uint64).reshape(pages, PAGE_ENTRIES)
+        self._budget = budget  # a page of it for each slot that is taken
         self.slot_of: dict[int, int] = {}
         self.key_of: list[int] = [0] * pages
         self._stamp_column = np.zeros(pages, np.int64)
@@ -62,11 +64,14 @@ class PageCache:
         return self.bytes[at : at + BLOCK_SIZE_BYTES]
 
     def take_slot(self) -> int:
-        """A free slot, evicting clean pages where there is none; -1 if every page is dirty or has resident children."""
+        """A free slot, evicting clean pages where there is none; -1 if every page is dirty or has resident children, or
+        the budget refuses."""
         if not self.free:
             self._evict()
             if not self.free:
                 return -1
+        if not self._budget.try_charge(BLOCK_SIZE_BYTES):
+            return -1
         return self.free.pop()
 
     def _evict(self) -> None:
@@ -82,6 +87,7 @@ class PageCache:
 
     def give_back(self, slot: int) -> None:
         """Return a slot that `take_slot` gave and `install` never used."""
+        self._budget.release(BLOCK_SIZE_BYTES)
         self.free.append(slot)
 
     def install(self, slot: int, key: int, parent_slot: int) -> None:
@@ -109,6 +115,7 @@ class PageCache:
         parent_slot = self._parents[slot]
         if parent_slot >= 0:
             self.children[parent_slot] -= 1
+        self._budget.release(BLOCK_SIZE_BYTES)
         self.free.append(slot)
 
     def forget_volume(self, key_base: int) -> None:

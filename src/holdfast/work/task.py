@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
+from holdfast.errors import HoldfastError
 from holdfast.runtime.ports import Io
 
 Work = Generator[Any, Any, Any]
@@ -155,6 +156,15 @@ class _OrderedSet:
 
     def __len__(self) -> int:
         return len(self._items)
+
+
+def guarded(work: Work) -> Work:
+    """Run work and return the HoldfastError that it ends with, or None: for tasks whose end somebody is told of."""
+    try:
+        yield from work
+    except HoldfastError as error:
+        return error
+    return None
 
 
 def run_to_end(work: Work, run_io: Callable[[Io], int]) -> Any:

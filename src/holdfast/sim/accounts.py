@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from holdfast.pool.block import ADDRESS_MASK
+from holdfast.sim.world import World
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_SHIFT
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Work
-from tests.engine.world import World
 
 
 def check_accounts(world: World) -> None:
@@ -22,7 +22,7 @@ def check_accounts(world: World) -> None:
     for address in engine.checkpointer.meta_addresses:
         live[address >> shift] += 1
     seen: dict[int, str] = {}
-    for volume in engine.volumes.values():
+    for volume in engine.volumes.by_id.values():
         addresses, mapped = world.run(_walk(world, volume))
         for address in addresses:
             assert address not in seen, f"{volume.name} and {seen[address]} both refer to block {address}"
@@ -38,7 +38,7 @@ def check_nothing_held(world: World) -> None:
     """Nothing is kept back by work that is over."""
     engine = world.engine
     assert not len(engine.scheduler.tasks), world.who_waits()
-    assert engine.read_buffer_bytes_left == world.plan.read_buffer_bytes
+    assert engine.read_buffers.used_bytes == 0
     assert not engine.space._readers, "segments are pinned by reads that are over"
     cache = engine.cache
     assert len(cache.free) + len(cache.slot_of) == cache.pages
@@ -49,9 +49,14 @@ def check_nothing_held(world: World) -> None:
             children[cache.parent(slot)] += 1
     for slot in cache.slot_of.values():
         assert cache.children[slot] == children[slot], f"page {cache.key_of[slot]:#x}"
-    for client in world.clients:
-        assert client.session.bytes_in_flight == 0
-        assert client.session.in_flight == 0
+    kept_bytes = 0
+    for connection in world.server.connections:
+        session = connection.session
+        assert session is not None
+        assert session.in_flight.payload_bytes == 0
+        assert session.in_flight.count == 0
+        kept_bytes += connection.kept_bytes
+    assert world.server.budget.used_bytes == kept_bytes
 
 
 def mapped_lbas(world: World, volume: Volume) -> list[int]:

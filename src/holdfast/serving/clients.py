@@ -1,0 +1,133 @@
+"""The clients of a server: their connections, what these share, and the turn in which they are answered.
+
+It accepts sockets that somebody else listened for, and is the `Host` of each `Connection`. Everything it does, it does
+through the ports, so that it serves simulated clients as it serves real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.engine import Engine
+from holdfast.nbd.negotiated import Export, Negotiated
+from holdfast.runtime.ports import Clock, Loop, Socket
+from holdfast.serving.connection import (
+    RECEIVE_BYTES_MAX,
+    REPLY_BYTES_MAX,
+    REPLY_BYTES_MIN,
+    Connection,
+    ConnectionBudget,
+)
+from holdfast.serving.waiting_read import READ_PIECE_BYTES
+from holdfast.units import KIB
+from holdfast.volume.volume import Volume
+
+# How long the clients' requests may take to finish once the server is told to stop.
+DRAIN_NS_MAX = 10_000_000_000
+DRAIN_LOOK_NS = 10_000_000
+# Turns of the engine in one answering; then the sockets have been waiting long enough.
+TURNS_MAX = 5
+
+
+class Clients:
+    """`Host` of the connections and `ExportDirectory` of their handshakes. Fields: I fixed when made, L loop thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        loop: Loop,
+        *,
+        clock: Clock,
+        allocate: Callable[[int], memoryview],
+        connection_bytes: int,
+    ) -> None:
+        self.engine = engine  # I
+        self.loop = loop  # I
+        self.exports = self  # I
+        self.budget = ConnectionBudget(connection_bytes)  # I
+        self.receive_buffer = allocate(RECEIVE_BYTES_MAX + 64 * KIB)  # I
+        self.reply_buffer = allocate(REPLY_BYTES_MAX + REPLY_BYTES_MIN + 64 * KIB)  # I
+        self.piece_buffer = allocate(READ_PIECE_BYTES)  # I
+        self.closing = False  # L
+        self.connections: dict[Connection, None] = {}  # L: in the order in which they came
+        self._clock = clock  # I
+        self._with_answers: list[Connection] = []  # L
+        self._released = False  # L
+        engine.on_released = self._note_released
+
+    def accept(self, sock: Socket, peer: str) -> Connection:
+        connection = Connection(self, sock, peer)
+        if not connection.closed:
+            self.connections[connection] = None
+        return connection
+
+    # ---- turns
+
+    def answer(self) -> None:
+        """After the engine's turn: send what was answered in it, and go on with those that waited."""
+        for _ in range(TURNS_MAX):
+            if not (self._with_answers or self._released):
+                break
+            if self._released:
+                self._released = False
+                for connection in list(self.connections):
+                    if connection.stalled:
+                        connection.resume()
+            waiting, self._with_answers = self._with_answers, []
+            for connection in waiting:
+                connection.send_answers()
+            self.engine.turn()
+        if self._with_answers or self._released or self.engine.next_turn.tasks:
+            self.loop.turn_again()
+
+    def _note_released(self) -> None:
+        self._released = True
+
+    # ---- Host
+
+    def answered(self, connection: Connection) -> None:
+        self._with_answers.append(connection)
+
+    def connection_closed(self, connection: Connection) -> None:
+        self.connections.pop(connection, None)
+
+    def volume_of(self, negotiated: Negotiated) -> Volume:
+        return self.engine.by_name[negotiated.export.name]
+
+    # ---- ExportDirectory
+
+    def names(self) -> list[str]:
+        return [volume.name for volume in self.engine.by_name.values() if not volume.removing]
+
+    def find(self, name: str) -> Export | None:
+        names = self.names()
+        if name == "" and len(names) == 1:
+            name = names[0]
+        volume = self.engine.by_name.get(name)
+        if volume is None or volume.removing:
+            return None
+        return Export(name=name, size_bytes=volume.size_bytes)
+
+    # ---- end
+
+    def disconnect(self, name: str) -> None:
+        """Hang up on all clients of a volume."""
+        for connection in list(self.connections):
+            if connection.session is not None and connection.session.volume.name == name:
+                connection.close()
+
+    def drain(self, drained: Callable[[], None]) -> None:
+        """Let requests in flight finish, close the connections, then call `drained`; after `DRAIN_NS_MAX` whatever is
+        still under way."""
+        self.closing = True
+        self._drain(self._clock.now_ns() + DRAIN_NS_MAX, drained)
+
+    def _drain(self, until_ns: int, drained: Callable[[], None]) -> None:
+        late = self._clock.now_ns() > until_ns
+        for connection in list(self.connections):
+            if connection.idle or late:
+                connection.close()
+        if self.connections:
+            self.loop.call_later(DRAIN_LOOK_NS, lambda: self._drain(until_ns, drained))
+        else:
+            drained()

@@ -1,0 +1,112 @@
+"""The requests of a session that were begun and are not answered: how many, their tasks, and how they end.
+
+Between the hot path, which answers at once or hands a request over, and `Outgoing`, which takes the reply.
+
+Invariants:
+
+ 1. A request counts in `count` from its beginning until its reply is with `Outgoing`.
+ 2. A change is answered once its outcome is known, with FUA once the flusher says that it is durable; a FLUSH on the
+    flusher's word.
+ 3. After `close` nothing is answered, and no task of the session goes on; what waits for I/O ends with that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from holdfast.engine import Engine
+from holdfast.errors import HoldfastError
+from holdfast.nbd.protocol import CMD_FLAG_FUA
+from holdfast.serving.outgoing import Outgoing
+from holdfast.units import KIB
+from holdfast.volume.volume import Volume
+from holdfast.work.task import Task, Work
+
+REQUESTS_IN_FLIGHT_MAX = 128
+BYTES_IN_FLIGHT_MAX = 512 * KIB
+
+
+class InFlight:
+    """Fields: I fixed when made, L loop thread. `go_on` is called whenever what is in flight has become less."""
+
+    def __init__(self, engine: Engine, volume: Volume, outgoing: Outgoing, *, go_on: Callable[[], None]) -> None:
+        self.count = 0  # L
+        self.payload_bytes = 0  # L: payload that tasks have copies of
+        self.closed = False  # L
+        self._engine = engine  # I
+        self._volume = volume  # I
+        self._outgoing = outgoing  # I
+        self._go_on = go_on  # I
+        self._tasks: dict[Task, None] = {}  # L
+
+    @property
+    def full(self) -> bool:
+        """True if the session must wait before it begins another request."""
+        return self.count >= REQUESTS_IN_FLIGHT_MAX or self.payload_bytes > BYTES_IN_FLIGHT_MAX
+
+    def close(self) -> None:
+        """The client is gone: what was begun and did not finish is cancelled."""
+        self.closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        self._tasks.clear()
+
+    # ---- beginning
+
+    def begin_flush(self, cookie: int) -> None:
+        self.count += 1
+        self._engine.flusher.when_durable(lambda errno: self.answer(cookie, errno))
+
+    def spawn(self, work: Work, finished: Callable[[Any], None]) -> None:
+        """Begin a request as a task. Its outcome goes to `finished`, which sees to it that the request ends."""
+        self.count += 1
+        holder: list[Task] = []
+
+        def ended(outcome: Any) -> None:
+            if holder:
+                self._tasks.pop(holder[0], None)
+            if not self.closed:
+                finished(outcome)
+
+        task = self._engine.scheduler.spawn(work, self._volume.name, ended)
+        if task in self._engine.scheduler.tasks:
+            holder.append(task)
+            self._tasks[task] = None
+
+    def spawn_change(self, work: Work, cookie: int, flags: int) -> None:
+        """Begin work of the engine that sends no data; how it ends is answered to `cookie`."""
+        self.spawn(self.checked(work), lambda errno: self.changed(cookie, flags, errno))
+
+    def checked(self, work: Work) -> Work:
+        """Run work of the engine; returns 0 or the errno of the HoldfastError that it ends with."""
+        try:
+            yield from work
+        except HoldfastError as error:
+            self._engine.complain(f"volume {self._volume.name}: {error}")
+            return error.errno
+        return 0
+
+    # ---- ending
+
+    def changed(self, cookie: int, flags: int, errno: int) -> None:
+        """A change has been made, or not; with FUA it is answered once it is durable."""
+        if errno == 0 and flags & CMD_FLAG_FUA:
+            self._engine.flusher.when_durable(lambda outcome: self.answer(cookie, outcome))
+        else:
+            self.answer(cookie, errno)
+
+    def answer(self, cookie: int, errno: int) -> None:
+        self.count -= 1
+        if self.closed:
+            return
+        if errno:
+            self._outgoing.error(cookie, errno, chunk=False)
+        else:
+            self._outgoing.done(cookie)
+        self._go_on()
+
+    def end(self, _outcome: object = None) -> None:
+        """A request is over that has answered for itself, or needs no answer."""
+        self.count -= 1
+        self._go_on()

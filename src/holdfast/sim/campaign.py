@@ -1,0 +1,151 @@
+"""Many runs: seeds spread over processes, progress told, failures gathered, and what was tried counted."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import wait
+from typing import Any
+
+from holdfast.sim.exhaustive import Case, run_case
+from holdfast.sim.faults import FAULTS
+from holdfast.sim.run import Outcome
+from holdfast.sim.shrink import run_edited
+
+# How often it is looked whether the processes are alive.
+LOOK_S = 0.02
+# Of this many seeds it is expected that they try every fault there is.
+COVERING_SEEDS = 1000
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a campaign came to."""
+
+    seeds: int = 0
+    operations: int = 0
+    operations_least: int = 0  # in the shortest run
+    crashes: int = 0
+    power_failures: int = 0
+    effects: int = 0
+    simulated_ns: int = 0
+    seconds: float = 0.0
+    struck: Counter[tuple[str, str]] = field(default_factory=Counter)
+    failures: list[Outcome] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        self.seeds += 1
+        self.operations_least = min(outcome.operations, self.operations_least) if self.seeds > 1 else outcome.operations
+        self.operations += outcome.operations
+        self.crashes += outcome.crashes
+        self.power_failures += outcome.power_failures
+        self.effects += outcome.effects
+        self.simulated_ns += outcome.simulated_ns
+        self.struck += outcome.struck
+        if outcome.failure:
+            self.failures.append(outcome)
+
+    def untried(self) -> list[tuple[str, str]]:
+        """Faults that never struck."""
+        return [fault for fault in FAULTS if not self.struck[fault]]
+
+
+def run_seeds(
+    first: int,
+    count: int | None,
+    operations: int,
+    *,
+    jobs: int,
+    minutes: float | None,
+    each: Callable[[Outcome], None],
+) -> Tally:
+    """Run seeds from `first` on in `jobs` processes, `count` of them or until the time is up; `each` hears of every one
+    that ended."""
+    tally = Tally()
+    started = time.monotonic()
+    deadline = None if minutes is None else started + 60 * minutes
+    for outcome in _spread(partial(run_one, operations=operations), first, count, jobs, deadline):
+        tally.add(outcome)
+        each(outcome)
+    tally.seconds = time.monotonic() - started
+    return tally
+
+
+def run_cases(cases: list[Case], *, jobs: int, each: Callable[[], None]) -> list[tuple[Case, str]]:
+    """Run the exhaustive loops; returns the cases that broke a promise."""
+    broken = []
+    for case, failure in _spread(partial(_run_case, cases), 0, len(cases), jobs, None):
+        if failure:
+            broken.append((case, failure))
+        each()
+    return broken
+
+
+def run_one(seed: int, operations: int) -> Outcome:
+    return run_edited(seed, operations, [])
+
+
+def _run_case(cases: list[Case], number: int) -> tuple[Case, str]:
+    return cases[number], run_case(cases[number])
+
+
+def _spread(
+    work: Callable[[int], Any], first: int, count: int | None, jobs: int, deadline: float | None
+) -> Iterator[Any]:
+    """`work` of each number from `first` on, in so many processes, each of which takes the next when it is done. What
+    comes of it arrives in any order. Raises RuntimeError if a process ends before its time."""
+    context = multiprocessing.get_context("spawn")
+    taken = context.Value("q", 0)
+    results: multiprocessing.SimpleQueue[Any] = context.SimpleQueue()
+    processes = [
+        context.Process(target=_work, args=(work, first, count, taken, deadline, results), daemon=True)
+        for _ in range(jobs)
+    ]
+    for process in processes:
+        process.start()
+    running = jobs
+    try:
+        while running:
+            while results.empty() and all(process.exitcode in (None, 0) for process in processes):
+                wait([process.sentinel for process in processes if process.exitcode is None], LOOK_S)
+            if results.empty():
+                raise RuntimeError("a process of the simulator was killed: is memory short?")
+            result = results.get()
+            if result is None:
+                running -= 1
+            else:
+                yield result
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _work(
+    work: Callable[[int], Any],
+    first: int,
+    count: int | None,
+    taken: Any,  # a shared counter, whose type has no public name
+    deadline: float | None,
+    results: multiprocessing.SimpleQueue[Any],
+) -> None:
+    """In a process of its own: take the next number until there is none. The last result is None."""
+    _quieten()
+    while deadline is None or time.monotonic() < deadline:
+        with taken.get_lock():
+            number = taken.value
+            taken.value += 1
+        if count is not None and number >= count:
+            break
+        results.put(work(first + number))
+    results.put(None)
+
+
+def _quieten() -> None:
+    """The engine has every reason to complain in these runs, and nobody to read it."""
+    logging.disable(logging.CRITICAL)

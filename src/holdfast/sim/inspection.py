@@ -1,0 +1,143 @@
+"""Looking at everything: after a crash, when all is quiet, and at the end with the offline check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from holdfast.errors import HoldfastError
+from holdfast.pool.opening import read_superblock_slots
+from holdfast.pool.superblock import newest_superblock
+from holdfast.scrub.pool_check import OverlayDisk, PoolChecker
+from holdfast.sim.accounts import check_accounts, check_nothing_held, mapped_lbas
+from holdfast.sim.model import Key, Model
+from holdfast.sim.workload import Workload
+from holdfast.sim.world import World
+from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
+from holdfast.work.task import run_to_end
+
+_RUN_BLOCKS = 64
+
+
+class Inspection:
+    def __init__(self, world: World, model: Model, work: Workload) -> None:
+        self.world = world
+        self.model = model
+        self.work = work
+
+    # ---- contents
+
+    def contents(self, keys: Iterable[Key], *, damaged: bool = False) -> dict[Key, bytes]:
+        """What the volumes hold. With `damaged`, blocks that cannot be read are left out."""
+        found: dict[Key, bytes] = {}
+        character = self.world.disk.character
+        self.world.disk.character = replace(character, cached=1.0)  # waiting has been tried enough by the clients
+        try:
+            self._look(keys, found, damaged=damaged)
+        finally:
+            self.world.disk.character = character
+        return found
+
+    def _look(self, keys: Iterable[Key], found: dict[Key, bytes], *, damaged: bool) -> None:
+        for name, first, count in _runs(sorted(keys)):
+            into = memoryview(bytearray(count * BLOCK_SIZE_BYTES))
+            volume = self.world.engine.by_name[name]
+            whole = volume.size_bytes >= (first + count) << BLOCK_SHIFT
+            if not (whole and self.world.engine.reader.read_run(volume, first, into)):
+                self._read(name, first, into, damaged=damaged, found=found)
+                continue
+            for index in range(count):
+                found[name, first + index] = bytes(into[index << BLOCK_SHIFT : (index + 1) << BLOCK_SHIFT])
+
+    def _read(self, name: str, first: int, into: memoryview, *, damaged: bool, found: dict[Key, bytes]) -> None:
+        """Block by block, with waiting. What is beyond the end of the volume stays zero."""
+        engine = self.world.engine
+        volume = engine.by_name[name]
+        for at in range(0, len(into), BLOCK_SIZE_BYTES):
+            offset = (first << BLOCK_SHIFT) + at
+            part = into[at : at + min(BLOCK_SIZE_BYTES, volume.size_bytes - offset)]
+            try:
+                self.world.run(engine.reader.read(volume, offset, part))
+            except HoldfastError as error:
+                assert damaged, f"block {offset >> BLOCK_SHIFT} of {name}: {error}"
+                continue
+            found[name, offset >> BLOCK_SHIFT] = bytes(into[at : at + BLOCK_SIZE_BYTES])
+
+    # ---- after a crash
+
+    def check_recovered(self, *, power_failed: bool) -> None:
+        """Promises 1, 2, 3 and 6 after a recovery, and then the accounts."""
+        model, work = self.model, self.work
+        self._find_volumes()
+        found = self.contents(model.blocks)
+        since = work.flushed
+        if not power_failed:
+            since = model.acknowledged
+            model.must_survive(since)
+        model.check_recovered(found, max(since, -1))
+        model.recovered(found)
+        work.flushed = model.tick()
+        self.check_quiet()
+
+    def _find_volumes(self) -> None:
+        work, engine = self.work, self.world.engine
+        for name in work.volumes:
+            assert name in engine.by_name, f"volume {name} is gone"
+            assert not engine.by_name[name].removing
+        for name in work.gone:
+            assert name not in engine.by_name or engine.by_name[name].removing, f"volume {name} came back"
+        for name, size in work.unsure.items():
+            volume = engine.by_name.get(name)
+            if volume is not None and not volume.removing:
+                work.volumes[name] = size
+            else:
+                work.forget(name)
+        work.unsure.clear()
+
+    def check_damaged(self) -> None:
+        """Promise 6 alone, for a medium that lies: no block reads as what it never held."""
+        engine = self.world.engine
+        keys = [key for key in self.model.blocks if key[0] in engine.by_name and not engine.by_name[key[0]].removing]
+        self.model.check_damaged(self.contents(keys, damaged=True))
+
+    # ---- when all is quiet
+
+    def check_quiet(self) -> None:
+        """With nothing under way: all blocks hold what they should, and the accounts are right."""
+        model = self.model
+        self.world.settle()
+        self.work.exorcise()
+        check_nothing_held(self.world)
+        if self.work.swarm.damage:
+            self.check_damaged()
+            return
+        for key, content in self.contents(model.blocks).items():
+            if key in model.contested:
+                model.settle(key, content)
+            assert content == model.latest(key), f"block {key}: {model.describe(key, content)}"
+        check_accounts(self.world)
+        for name in self.work.volumes:
+            for lba in mapped_lbas(self.world, self.world.engine.find(name)):
+                assert (name, lba) in model.blocks, f"block {lba} of {name} is mapped, and nobody wrote it"
+
+    # ---- at the end
+
+    def check_files(self) -> None:
+        """The offline check of what a clean end left on the disk finds nothing."""
+        disk = self.world.disk
+        superblock, findings = newest_superblock(run_to_end(read_superblock_slots(), disk.run))
+        report = PoolChecker(superblock, OverlayDisk(disk), 0, lambda _done, _total: None).run()
+        assert not findings, findings
+        assert not report.damage, report.damage
+
+
+def _runs(keys: list[Key]) -> Iterable[tuple[str, int, int]]:
+    """Consecutive blocks of one volume, a bounded number at a time: volume, first block, count."""
+    at = 0
+    while at < len(keys):
+        name, first = keys[at]
+        count = 1
+        while at + count < len(keys) and count < _RUN_BLOCKS and keys[at + count] == (name, first + count):
+            count += 1
+        yield name, first, count
+        at += count

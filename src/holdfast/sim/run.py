@@ -1,0 +1,232 @@
+"""One run: a world of its own, phases of requests, faults and deaths, and at the end everything looked at.
+
+A run raises AssertionError as soon as a promise is broken. What it was and how it went is in its `Outcome`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from holdfast.errors import CorruptionError, DiskError, HoldfastError, NoSpaceError
+from holdfast.nbd.protocol import CMD_FLUSH
+from holdfast.sim.client import Answer
+from holdfast.sim.fate import Crashed
+from holdfast.sim.inspection import Inspection
+from holdfast.sim.model import Model
+from holdfast.sim.prng import stream
+from holdfast.sim.swarm import Swarm, draw_swarm
+from holdfast.sim.trace import Trace
+from holdfast.sim.workload import Workload
+from holdfast.sim.world import World
+
+# Simulated time without a request being sent, after which a phase with faults ends as it is.
+STUCK_NS = 3_000_000_000
+# A run goes on until it has sent as many requests as it should; while something fails, phases may end early.
+PHASES_FACTOR_MAX = 6
+CALM_NS_MAX = 60_000_000_000
+
+
+@dataclass(slots=True)
+class Outcome:
+    seed: int | str
+    failure: str = ""
+    operations: int = 0
+    crashes: int = 0
+    power_failures: int = 0
+    effects: int = 0
+    simulated_ns: int = 0
+    trace: str = ""
+    struck: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+class Run:
+    def __init__(
+        self,
+        seed: int | str,
+        operations: int,
+        *,
+        swarm: Swarm | None = None,
+        write: Callable[[str], None] | None = None,
+    ) -> None:
+        self.seed = seed
+        self.swarm = swarm or draw_swarm(seed, operations)
+        self.rng = stream(seed, "run")
+        self.world = World(seed, self.swarm.world, Trace(write))
+        self.model = Model()
+        self.work = Workload(seed, self.swarm, self.world, self.model)
+        self.inspection = Inspection(self.world, self.model, self.work)
+        self.outcome = Outcome(seed)
+        self._power_failed = False
+
+    # ---- a run
+
+    def run(self) -> Outcome:
+        """Do all of it. Raises AssertionError where a promise is broken."""
+        world, work, swarm = self.world, self.work, self.swarm
+        try:
+            world.open()
+            for _ in range(swarm.volumes):
+                work.create()
+                world.settle()
+            for _ in range(PHASES_FACTOR_MAX * swarm.phases):
+                self._phase()
+                if work.operations >= swarm.operations:
+                    break
+            self._end()
+        finally:
+            outcome = self.outcome
+            outcome.operations = work.operations
+            outcome.effects = world.fate.effects
+            outcome.simulated_ns = world.clock.at_ns
+            outcome.trace = world.trace.value()
+            outcome.struck = world.faults.struck
+        return self.outcome
+
+    def _phase(self) -> None:
+        """Requests, perhaps with faults, perhaps with a death at the end."""
+        rng, swarm, work = self.rng, self.swarm, self.work
+        if rng.random() < swarm.faulty or swarm.damage:
+            self._set_faults(swarm.faults)
+        operations = max(1, swarm.operations // swarm.phases)
+        # After a death a damaged medium leaves nothing to go on from: that comes at the end.
+        crash = rng.random() < swarm.crash and not swarm.damage
+        work.connect_all()
+        if crash:
+            self.send(rng.randrange(operations + 1))
+            self.world.fate.left = rng.randrange(swarm.crash_effects)
+        try:
+            self.send(operations if not crash else operations // 4 + 1)
+        except Crashed:
+            crash = True
+        if crash:
+            self.crash(power=rng.random() < swarm.power)
+            return
+        self.calm()
+        self.inspection.check_quiet()
+        if rng.random() < swarm.reopen and not swarm.damage:
+            self.reopen()
+
+    def send(self, operations: int) -> None:
+        """Let the clients send so many requests, or as many as get through while something fails."""
+        work, world = self.work, self.world
+        work.left = operations
+        for client in world.clients:
+            client.poke()
+        before, since_ns = operations, world.clock.at_ns
+        while work.left > 0:
+            world.turn()
+            if work.left != before:
+                before, since_ns = work.left, world.clock.at_ns
+            elif world.clock.at_ns - since_ns > STUCK_NS:
+                if world.faults.failing() or not any(not client.gone for client in world.clients):
+                    break
+                assert world.clock.at_ns - since_ns < CALM_NS_MAX, f"a hang: {world.who_waits()}"
+        work.left = 0
+
+    def calm(self) -> None:
+        """Nothing fails any more: everything must be answered within bounded time, and a FLUSH be heard."""
+        self._set_faults([])
+        work, world = self.work, self.world
+        world.settle()
+        work.connect_all()
+        world.settle()
+        for name in list(work.volumes):
+            client = next(client for client in world.clients if client.volume == name and not client.gone)
+            if not client.reading:
+                client.read_again()
+            heard: list[Answer] = []
+            moment = self.model.tick()
+            client.send(CMD_FLUSH, heard=heard.append)
+            world.settle(partial(bool, heard))
+            assert heard[0].errno == 0, f"a flush when nothing fails: errno {heard[0].errno}"
+            work.flushed = max(work.flushed, moment)
+            self.model.must_survive(moment)
+        world.settle()
+
+    def _set_faults(self, faults: list[tuple[str, str, float]]) -> None:
+        self.world.faults.calm()
+        for point, kind, rate in faults:
+            self.world.faults.turn_on(point, kind, rate)
+        self.work.era += 1
+
+    # ---- deaths
+
+    def crash(self, *, power: bool) -> bool:
+        """The server dies, or the power fails; recovery may be cut short as well. False: the medium is damaged, and
+        the pool says so; there is nothing more to try."""
+        rng, world = self.rng, self.world
+        self._die(power=power)
+        while True:
+            if rng.random() < 0.3:
+                world.fate.left = rng.randrange(30)
+            try:
+                world.begin_open()
+                if world.faults.failing() and not world.go_on(STUCK_NS, world.quiet):
+                    self._set_faults([])  # it tries for as long as something fails
+                world.finish_open()
+                world.fate.spare()
+                break
+            except Crashed:
+                self._die(power=rng.random() < 0.5)
+            except CorruptionError as error:
+                assert self.swarm.damage, f"the pool does not open: {error}"
+                world.note("server", "refuses", error)
+                return False
+            except (DiskError, NoSpaceError) as error:
+                assert world.faults.failing(), f"the pool does not open: {error}"
+                self._die(power=False)
+                self._set_faults([])
+        self._set_faults([])
+        if self.swarm.damage:
+            self.inspection.check_damaged()
+            return False
+        self.inspection.check_recovered(power_failed=self._power_failed)
+        self._power_failed = False
+        return True
+
+    def _die(self, *, power: bool) -> None:
+        self.outcome.crashes += 1
+        self.outcome.power_failures += power
+        self._power_failed |= power
+        if power:
+            self.world.power_fails()
+        else:
+            self.world.server_dies()
+        self.work.new_life()
+
+    def reopen(self) -> None:
+        """A clean end and a new start: nothing is lost, flushed or not."""
+        self.close()
+        try:
+            self.world.open()
+        except HoldfastError as error:
+            raise AssertionError(f"the pool does not open after a clean end: {error}") from error
+        self.inspection.check_quiet()
+
+    def close(self) -> None:
+        self.world.close()
+        self.work.new_life()
+        self.work.flushed = self.model.tick()
+        self.model.must_survive(self.work.flushed)
+
+    def _end(self) -> None:
+        self.calm()
+        self.inspection.check_quiet()
+        if self.swarm.damage:
+            self.crash(power=self.rng.random() < self.swarm.power)
+            return
+        self.close()
+        self.inspection.check_files()
+
+
+def run_seed(seed: int | str, operations: int, *, write: Callable[[str], None] | None = None) -> Outcome:
+    """Run one seed; a broken promise is in the outcome's `failure`."""
+    run = Run(seed, operations, write=write)
+    try:
+        run.run()
+    except AssertionError as error:
+        run.outcome.failure = str(error) or "an assertion without a message"
+    return run.outcome

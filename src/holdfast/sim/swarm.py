@@ -1,0 +1,111 @@
+"""What a run is like: each seed draws which commands and which faults there are, how often, and in what surroundings.
+
+Swarm testing: a run that leaves out half of everything gets deeper into the other half than one that has a little of
+all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+from holdfast.sim.disk import DiskCharacter
+from holdfast.sim.faults import DAMAGE, FLIP, POINTS
+from holdfast.sim.prng import stream
+from holdfast.sim.world import WorldConfig
+from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
+
+# Requests, and what else may happen between two of them, with how often at most.
+ACTIONS = {
+    "write": 60, "read": 40, "trim": 5, "zero": 8, "flush": 10, "status": 4, "cache": 3, "nonsense": 1,
+    "stop_reading": 1, "hang_up": 1, "say_goodbye": 1, "checkpoint": 1, "create": 1, "remove": 1,
+}  # fmt: skip
+SIZES = [1 * MIB + 1234, 8 * MIB, 60 * MIB, 700 * MIB, 3 << 40]
+
+
+@dataclass(slots=True)
+class Swarm:
+    """The character of a run. Rates are per call, chances per phase."""
+
+    world: WorldConfig
+    operations: int
+    actions: dict[str, int]
+    volumes: int
+    clients: int
+    depth: int
+    sizes: list[int]
+    region_blocks: int  # requests go to so many blocks at a few places of each volume
+    length_max: int
+    unaligned: float
+    overlap: float  # how often a change may meet another one of the same block that is under way
+    phases: int
+    crash: float  # how often a phase ends with the death of the server, or
+    power: float  # ... of these, with the power
+    reopen: float
+    crash_effects: int
+    faulty: float  # how often a phase has faults
+    faults: list[tuple[str, str, float]] = field(default_factory=list)
+    damage: bool = False  # the medium lies: what it holds may be wrong
+
+    @property
+    def calm(self) -> bool:
+        return not self.faults
+
+
+def draw_swarm(seed: int | str, operations: int) -> Swarm:
+    rng = stream(seed, "swarm")
+    actions = {"write": 60}
+    for action, often in ACTIONS.items():
+        if rng.random() < 0.7 or action == "write":
+            actions[action] = max(1, int(often * rng.choice([0.3, 1, 1, 3])))
+    damage = rng.random() < 0.06
+    swarm = Swarm(
+        world=WorldConfig(
+            segments=rng.choice([20, 24, 32, 64]),
+            ring_blocks=rng.choice([256, 256, 512]),
+            pages=rng.choice([64, 64, 128]),
+            read_buffer_bytes=rng.choice([1, 2]) * MIB,
+            connection_bytes=rng.choice([256 * KIB, MIB]),
+            disk=DiskCharacter(
+                cached=rng.choice([0.0, 0.5, 0.9, 1.0]),
+                latency_ns=rng.choice([10_000, 100_000, 1_000_000]),
+                slow=rng.choice([0.0, 0.0, 0.01]),
+                workers=rng.choice([1, 4, 16]),
+            ),
+            room_bytes=rng.choice([4 * KIB, 64 * KIB, 208 * KIB]),
+            portions=rng.choice([0.0, 0.1, 0.5]),
+            wake_ns=rng.choice([5_000, 50_000, 500_000]),
+        ),
+        operations=operations,
+        actions=actions,
+        volumes=rng.choice([1, 1, 2, 3]),
+        clients=rng.choice([1, 2, 3, 5]),
+        depth=rng.choice([1, 4, 16, 32]),
+        sizes=rng.sample(SIZES, rng.choice([1, 2, 3])),
+        region_blocks=rng.choice([8, 40, 120]),
+        length_max=rng.choice([4, 16, 64, 400]) * BLOCK_SIZE_BYTES,
+        unaligned=rng.choice([0.0, 0.1, 0.5]),
+        overlap=rng.choice([0.0, 0.1, 0.5]),
+        phases=rng.choice([3, 5, 8]),
+        crash=rng.choice([0.0, 0.5, 1.0]),
+        power=rng.choice([0.0, 0.5, 1.0]),
+        reopen=rng.choice([0.0, 0.2]),
+        crash_effects=rng.choice([10, 60, 400]),
+        faulty=rng.choice([0.0, 0.5, 1.0]),
+        damage=damage,
+    )
+    if swarm.faulty or damage:
+        swarm.faults = _draw_faults(rng, damage=damage)
+    return swarm
+
+
+def _draw_faults(rng: Random, *, damage: bool) -> list[tuple[str, str, float]]:
+    chosen = []
+    for point, kinds in POINTS.items():
+        for kind in kinds:
+            if kind in DAMAGE:
+                if damage and rng.random() < 0.5:
+                    chosen.append((point, kind, rng.choice([0.002, 0.01])))
+            elif rng.random() < 0.15:
+                chosen.append((point, kind, 0.02 if kind == FLIP else rng.choice([0.01, 0.1, 0.5, 1.0])))
+    return chosen

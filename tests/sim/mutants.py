@@ -1,0 +1,767 @@
+"""Planted bugs: realistic mistakes in the engine that the simulator must find, or it is not good enough.
+
+Each is a change of one place of the source. `seeds` is the bound: the bug is found within so many seeds from 0 on, with
+`operations` requests each. It is a small multiple of what was needed when the mutant was added, because every change of
+the simulator or the engine draws other runs from the same seeds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """`bug`: the mistake. `breaks`: the promise (P1..P8) or the row of ORIGINS.md that is not kept with it.
+
+    `survives`: why the simulator does not find it yet; "" for all that it does find.
+    """
+
+    name: str
+    bug: str
+    breaks: str
+    module: str
+    old: str
+    new: str
+    seeds: int = 40
+    operations: int = 400
+    survives: str = ""
+
+
+RING_AND_LOG = [
+    Mutant(
+        "holes-not-published",
+        "the ring is published when a block was appended, but not when a trim left only an entry",
+        "P2",
+        "holdfast.writeback.log",
+        "            and self._entry_at == self._published_entry_at\n",
+        "",
+    ),
+    Mutant(
+        "open-commit-not-published",
+        "the publication tells of sealed commits only: what the open one holds is acknowledged and not found again",
+        "P2",
+        "holdfast.writeback.log",
+        "            commit_position=self._commit_position,\n            entry_count=self.open_entries,",
+        "            commit_position=self._commit_position,\n            entry_count=0,",
+    ),
+    Mutant(
+        "durable-position-not-published",
+        "slots of the ring are used again before its memory says that they are free",
+        "P2, P6",
+        "holdfast.writeback.flusher",
+        "            self._round_end = 0\n        self.log.publish()\n",
+        "            self._round_end = 0\n",
+    ),
+    Mutant(
+        "publication-mixed",
+        "the head is published with the durable position, not with the end of the log",
+        "P2",
+        "holdfast.writeback.log",
+        "            head_position=self.position,",
+        "            head_position=self.sealed,",
+    ),
+    Mutant(
+        "slot-reused-when-sealed",
+        "room in the ring is counted from what is sealed, not from what is durable",
+        "P2, P4",
+        "holdfast.writeback.log",
+        "        return self.ring.blocks - (self.position - self.durable)",
+        "        return self.ring.blocks - (self.position - self.sealed)",
+    ),
+    Mutant(
+        "ring-one-slot-too-many",
+        "off by one at the ring's end: the slot of the oldest block that is not durable is given out",
+        "P2, P6",
+        "holdfast.writeback.log",
+        "        return self.ring.blocks - (self.position - self.durable)",
+        "        return self.ring.blocks - (self.position - self.durable) + 1",
+    ),
+    Mutant(
+        "ring-read-behind-the-end",
+        "off by one at the ring's wrap: a block whose slot was just used again is still looked for in it",
+        "P6 (reads that fail)",
+        "holdfast.writeback.log",
+        "position < self.position - self.ring.blocks:",
+        "position < self.position - self.ring.blocks - 1:",
+    ),
+    Mutant(
+        "run-ignores-the-wrap",
+        "a run of blocks is copied out of the ring as if the ring had no end",
+        "P6",
+        "holdfast.writeback.log",
+        "        return min(count, (len(self.slots) - at) >> BLOCK_SHIFT)",
+        "        return count",
+    ),
+    Mutant(
+        "append-ignores-the-wrap",
+        "a commit may run over the ring's last slot",
+        "P2, P6",
+        "holdfast.writeback.log",
+        "self.room = min(entries_left, segment_left, ring_left, ring_bytes_left >> BLOCK_SHIFT)",
+        "self.room = min(entries_left, segment_left, ring_left)",
+    ),
+    Mutant(
+        "metadata-reserve-ignored",
+        "clients fill the ring to the last slot: nothing is left to seal a segment or write a checkpoint with",
+        "P7, T5",
+        "holdfast.writeback.log",
+        "        reserve = 0 if privilege else RING_RESERVE_BLOCKS",
+        "        reserve = 0",
+    ),
+    Mutant(
+        "open-privilege-forgotten",
+        "clients go on writing into the segment that was opened with the reserve for checkpoints",
+        "P7, T5",
+        "holdfast.writeback.log",
+        "        self.privilege = least\n",
+        "        self.privilege = Privilege.CLIENT\n",
+    ),
+]
+
+FLUSHER = [
+    Mutant(
+        "flush-overlooks-the-open-commit",
+        "FLUSH waits for what is sealed, and not for the commit that is still open",
+        "P1",
+        "holdfast.writeback.flusher",
+        "        position = self.log.position if self.log.open_entries else self.log.sealed\n        if self.durable",
+        "        position = self.log.sealed\n        if self.durable",
+    ),
+    Mutant(
+        "flush-joins-the-running-round",
+        "the end of a round answers every FLUSH that has come until then, also for writes that the round left out",
+        "P1, W2",
+        "holdfast.writeback.flusher",
+        "        while waiters and waiters[0][0] <= position:",
+        "        while waiters:",
+    ),
+    Mutant(
+        "sync-covers-writes-in-flight",
+        "a write that completes while a sync runs counts as covered by it",
+        "P1",
+        "holdfast.writeback.flusher",
+        "        if self._syncs_in_flight == 0 and not self._errno:\n            self._advance(self._sync_target)",
+        "        if self._syncs_in_flight == 0 and not self._errno:\n"
+        "            self._unsynced.clear()\n"
+        "            self._advance(self.written)",
+    ),
+    Mutant(
+        "durable-before-the-sync",
+        "the durable position moves when the syncs are started, not when they are done",
+        "P1",
+        "holdfast.writeback.flusher",
+        "        self._syncs_in_flight = len(segments)\n",
+        "        self._syncs_in_flight = len(segments)\n        self._advance(self._sync_target)\n",
+    ),
+    Mutant(
+        "one-segment-synced",
+        "of the segments that a round touched only the newest is synced",
+        "P1",
+        "holdfast.writeback.flusher",
+        "        segments = list(self._unsynced)\n",
+        "        segments = list(self._unsynced)[-1:]\n",
+    ),
+    Mutant(
+        "durable-write-covers-the-earlier-ones",
+        "a durable write counts for the writes before it, which nobody synced",
+        "P1",
+        "holdfast.writeback.flusher",
+        "                start == self.durable and end >= self._round_end > 0"
+        " and not self._in_flight and not self._unsynced\n            )",
+        "                end >= self._round_end > 0 and not self._in_flight\n"
+        "            )\n"
+        "            if durable:\n"
+        "                self.durable = start\n"
+        "                self._unsynced.clear()",
+    ),
+    Mutant(
+        "failed-write-is-clean",
+        "a write that failed is counted as written: its data is marked clean and never written again",
+        "P4, W1",
+        "holdfast.writeback.flusher",
+        "        if io.result < 0:\n            self._fail(-io.result)\n        in_flight = self._in_flight",
+        "        if io.result < 0:\n            self.failures += 1\n        in_flight = self._in_flight",
+    ),
+    Mutant(
+        "failed-sync-is-forgotten",
+        "after a failed sync only the sync is tried again, not the writes that it was to cover",
+        "P4, W1",
+        "holdfast.writeback.flusher",
+        "        self.issued = self.written = self.durable\n        self._unsynced.clear()\n",
+        "        self.issued = self.written\n"
+        "        self._unsynced = {self._segment(at >> self.log.shift): None for at in (self.durable, self.written)}\n",
+    ),
+    Mutant(
+        "error-cleared-by-its-first-reader",
+        "a failed round tells the first FLUSH that waits, and success to all others",
+        "P4, W2",
+        "holdfast.writeback.flusher",
+        "            waiter(self.last_errno)\n",
+        "            waiter(self.last_errno)\n            self.last_errno = 0\n",
+    ),
+    Mutant(
+        "write-back-not-tried-again",
+        "after a failure the flusher waits for the next FLUSH, with the ring full of dirty data",
+        "P4, P5, W1",
+        "holdfast.writeback.flusher",
+        "        elif self._retry_at_ns and now_ns >= self._retry_at_ns:",
+        "        elif self._retry_at_ns and now_ns >= self._retry_at_ns and self._waiters:",
+    ),
+    Mutant(
+        "slot-reused-when-written",
+        "a write that completed frees its slots in the ring, though no sync has made it durable",
+        "P2, P4",
+        "holdfast.writeback.flusher",
+        "            self.written = first.end\n",
+        "            self.log.durable = self.written = first.end\n",
+    ),
+    Mutant(
+        "write-across-the-wrap",
+        "the flusher takes a run of blocks as if the ring had no end",
+        "P1, P6",
+        "holdfast.writeback.flusher",
+        "log.segment_blocks - offset, ring.blocks - slot, WRITE_BLOCKS_MAX)",
+        "log.segment_blocks - offset, WRITE_BLOCKS_MAX)",
+    ),
+    Mutant(
+        "write-across-segments",
+        "the flusher writes on behind the end of a segment, into a file that has no such blocks",
+        "P4, P5",
+        "holdfast.writeback.flusher",
+        "log.sealed - start, log.segment_blocks - offset, ring.blocks",
+        "log.sealed - start, ring.blocks",
+    ),
+]
+
+RECOVERY = [
+    Mutant(
+        "ring-written-out-without-sync",
+        "what a dead server's ring held is written to the segment files and not synced before the ring is dropped",
+        "P1, P2",
+        "holdfast.writeback.ring_recovery",
+        "    for segment in touched:\n",
+        "    for segment in ():\n",
+    ),
+    Mutant(
+        "ring-of-another-boot",
+        "a ring is taken for this pool's without a look at its epoch",
+        "P3, P6",
+        "holdfast.writeback.ring_recovery",
+        "        and identity.epoch == epoch\n",
+        "",
+    ),
+    Mutant(
+        "ring-written-out-short",
+        "the block before the ring's head is left out",
+        "P2",
+        "holdfast.writeback.ring_recovery",
+        "        block_count=publication.head_position - publication.commit_position - 1,",
+        "        block_count=publication.head_position - publication.commit_position - 2,",
+    ),
+    Mutant(
+        "checks-of-headers-not-compared",
+        "headers of commits, segments and superblocks count without their checks",
+        "P3, P6",
+        "holdfast.pool.commit",
+        "    return int(check) if xxh3_64_intdigest(memoryview(block)[_BODY_AT:], seed) == check else None",
+        "    return int(check)",
+    ),
+    Mutant(
+        "data-of-commits-not-checked",
+        "a commit counts as whole when its header is, whether its data reached the disk or not",
+        "P3",
+        "holdfast.pool.roll_forward",
+        "                if block_check(raw[at : at + BLOCK_SIZE_BYTES], owner, kind) != check:",
+        "                if not raw:",
+    ),
+    Mutant(
+        "torn-commits-not-cut",
+        "recovery cuts the log behind the first commit that is not whole, not before it",
+        "P3, P6",
+        "holdfast.pool.roll_forward",
+        "                del tail.commits[number:]\n",
+        "                del tail.commits[number + 1 :]\n",
+    ),
+    Mutant(
+        "last-commit-not-replayed",
+        "recovery leaves out the last commit that it found whole",
+        "P1, P2",
+        "holdfast.pool.opening",
+        "        opened.commits = tail.commits\n",
+        "        opened.commits = tail.commits[:-1]\n",
+    ),
+    Mutant(
+        "old-commits-count",
+        "recovery takes commits of an epoch that is over for the log's",
+        "P3",
+        "holdfast.pool.roll_forward",
+        "            and header.epoch == self.epoch\n            and header.position ==",
+        "            and header.position ==",
+    ),
+    Mutant(
+        "old-summaries-count",
+        "the footer that a segment had before the log was cut off in it is taken for a new one",
+        "P1, P3",
+        "holdfast.pool.roll_forward",
+        "footer is not None and footer.tag == self.tag and footer.epoch == self.epoch and footer.ordinal == ordinal",
+        "footer is not None and footer.tag == self.tag and footer.ordinal == ordinal",
+    ),
+    Mutant(
+        "epoch-not-renewed",
+        "a pool that is opened again goes on in the epoch of the run before",
+        "P3",
+        "holdfast.serving.bring_up",
+        "    epoch = (superblock.epoch >> 32) + 1 << 32 | around.prng.below(1 << 32)",
+        "    epoch = superblock.epoch or 1 << 32 | around.prng.below(1 << 32)",
+    ),
+    Mutant(
+        "new-segments-not-found",
+        "recovery looks for the log only in segments that were in use at the checkpoint",
+        "P1",
+        "holdfast.pool.opening",
+        "        for segment in list(self.space.free):",
+        "        for segment in ():",
+    ),
+    Mutant(
+        "segments-of-the-log-not-claimed",
+        "segments that were opened after the checkpoint stay on the free list",
+        "P1, P6",
+        "holdfast.pool.opening",
+        "            if ordinal <= last and space.state[segment] in (ABSENT, FREE):",
+        "            if ordinal < last and space.state[segment] in (ABSENT, FREE):",
+    ),
+    Mutant(
+        "holes-not-replayed",
+        "replay applies what was written and leaves out what was trimmed",
+        "P3",
+        "holdfast.volume.replay",
+        "            if hole < len(owners):\n                yield from",
+        "            if hole < 0:\n                yield from",
+    ),
+    Mutant(
+        "holes-replayed-in-one-leaf",
+        "replay of a trim stops at the end of a leaf",
+        "P3",
+        "holdfast.volume.replay",
+        "            lba = leaf_end\n",
+        "            lba = stop\n",
+    ),
+    Mutant(
+        "replay-out-of-order",
+        "of several writes of a block in one batch, replay takes the first",
+        "P3",
+        "holdfast.volume.replay",
+        "        owners, first = np.unique(owners[::-1], return_index=True)\n        words = words[::-1][first]",
+        "        owners, first = np.unique(owners, return_index=True)\n        words = words[first]",
+    ),
+]
+
+CHECKPOINT_AND_SPACE = [
+    Mutant(
+        "superblock-slot-not-alternated",
+        "every superblock goes into the same slot: one that is cut short leaves only the pool's first",
+        "P1, P3",
+        "holdfast.pool.superblock",
+        "        return SLOT_OFFSETS[self.sequence % 2]",
+        "        return SLOT_OFFSETS[0]",
+    ),
+    Mutant(
+        "superblock-too-early",
+        "the superblock is written before what it points at is durable",
+        "P1, P3",
+        "holdfast.pool.checkpoint",
+        "        yield from self._until_durable()\n\n",
+        "",
+    ),
+    Mutant(
+        "replay-position-too-late",
+        "the checkpoint's replay position is its end: what was written meanwhile is in no map and not replayed",
+        "P1",
+        "holdfast.pool.checkpoint",
+        "        if clean:\n",
+        "        if self.superblock.epoch:\n",
+    ),
+    Mutant(
+        "freed-before-the-checkpoint",
+        "a segment comes free at the beginning of the checkpoint that no longer needs it",
+        "P1, P3",
+        "holdfast.pool.checkpoint",
+        "        rows = self._rows()\n        self.pages.begin(live)",
+        "        rows = self._rows()\n        space.retire(sealed & (live == 0))\n        self.pages.begin(live)",
+    ),
+    Mutant(
+        "no-dying",
+        "a segment comes free with the first checkpoint that does not need it, while the other slot's still does",
+        "P1, P3",
+        "holdfast.pool.space",
+        "        coming_free = np.flatnonzero(self.state == DYING).tolist()",
+        "        self.state[(self.state == SEALED) & dead_at_checkpoint] = DYING\n"
+        "        coming_free = np.flatnonzero(self.state == DYING).tolist()",
+    ),
+    Mutant(
+        "both-copies-in-one-place",
+        "the second copies of the tables are the first ones, named twice",
+        "P6",
+        "holdfast.pool.checkpoint",
+        "        for _ in range(TABLE_COPIES):\n"
+        "            index_words += yield from self._append_table(TABLE_INDEX, index)",
+        "        index_words += yield from self._append_table(TABLE_INDEX, index)\n        index_words *= TABLE_COPIES",
+    ),
+    Mutant(
+        "old-tables-stay-live",
+        "the blocks of a checkpoint's tables are counted as live for ever",
+        "P7",
+        "holdfast.pool.checkpoint",
+        "        for address in self.meta_addresses:\n            space.live_words[address >> log.shift] -= 1\n",
+        "",
+    ),
+    Mutant(
+        "live-not-dropped-on-overwrite",
+        "the block that a write replaces stays counted as live",
+        "P7",
+        "holdfast.volume.write",
+        "        if old:\n            self._live[(old & ADDRESS_MASK) >> self._shift] -= 1\n        else:",
+        "        if not old:",
+    ),
+    Mutant(
+        "frozen-page-changed",
+        "a write changes a page that the running checkpoint has not written yet",
+        "P3, P7",
+        "holdfast.volume.write",
+        "        if self._stamp[slot] != self.cache.generation:\n"
+        "            obstacle = self._make_writable(slot)\n"
+        "            if obstacle:\n"
+        "                return obstacle\n"
+        "        log = self.log\n"
+        "        if not log.room:\n"
+        "            room = log.make_room()\n",
+        "        if not self._stamp[slot]:\n"
+        "            obstacle = self._make_writable(slot)\n"
+        "            if obstacle:\n"
+        "                return obstacle\n"
+        "        log = self.log\n"
+        "        if not log.room:\n"
+        "            room = log.make_room()\n",
+    ),
+    Mutant(
+        "frozen-page-evicted",
+        "a page that the running checkpoint has still to write may be evicted",
+        "P1, P2",
+        "holdfast.volume.page_cache",
+        "self._used & (self._stamp_column == 0) & ",
+        "self._used & (self._stamp_column != self.generation) & ",
+    ),
+    Mutant(
+        "parent-evicted",
+        "a page is evicted while pages below it are in memory",
+        "P1, P3",
+        "holdfast.volume.page_cache",
+        " & (self._stamp_column == 0) & (self._children_column == 0))",
+        " & (self._stamp_column == 0) & (self._children_column <= 1))",
+    ),
+    Mutant(
+        "page-written-without-its-parent",
+        "a checkpoint that moves a page does not write the page above it again",
+        "P1, P6",
+        "holdfast.volume.page_writer",
+        "            self._levels[self._level(parent)].append(parent)",
+        "            self._levels[self._level(slot)].append(parent)",
+    ),
+    Mutant(
+        "reserve-for-metadata-ignored",
+        "clients may take the last segments: the checkpoint that would free some finds none",
+        "P7, T5",
+        "holdfast.pool.space",
+        "        if available > self.reserve_segments:\n",
+        "        if available > 0:\n",
+    ),
+    Mutant(
+        "removal-not-stored",
+        "the volume table does not say that a volume is being removed: after a crash it is back",
+        "P3",
+        "holdfast.pool.tables",
+        "            FLAG_REMOVING if row.removing else 0,",
+        "            0,",
+    ),
+]
+
+VOLUMES = [
+    Mutant(
+        "check-not-compared-on-read",
+        "what was read of the disk is handed out without a look at its check",
+        "P6",
+        "holdfast.pool.block",
+        "        if entry and digest(view[at : at + size], (owner + index) ^ SEED_DATA)"
+        " & CHECK_MASK != entry >> ADDRESS_BITS:",
+        "        if entry and not view[at : at + size]:",
+    ),
+    Mutant(
+        "page-check-not-compared",
+        "map pages are taken as they come",
+        "P6",
+        "holdfast.volume.block_reader",
+        "            if block_matches(into, owner, kind, entry):\n",
+        "            if at < 0 or block_matches(into, owner, kind, entry):\n",
+    ),
+    Mutant(
+        "pin-not-released",
+        "a task that is cancelled while it reads a block leaves the segment pinned",
+        "P5, P7",
+        "holdfast.volume.block_reader",
+        "                try:\n                    yield io\n                finally:\n                    self.space.unpin(segment)",
+        "                yield io\n                self.space.unpin(segment)",
+    ),
+    Mutant(
+        "failed-read-keeps-its-page",
+        "a page that cannot be read keeps the slot that it was to go into",
+        "P8",
+        "holdfast.volume.page_table",
+        "            if errno:\n                self.cache.give_back(slot)",
+        "            if errno > 0 and self.cache.free:\n                self.cache.give_back(slot)",
+    ),
+    Mutant(
+        "parent-not-held",
+        "a page is evicted while a page below it is being read",
+        "P3, P5",
+        "holdfast.volume.page_table",
+        "                cache.children[parent] += 1  # stays",
+        "                cache.children[parent] += 0  # stays",
+    ),
+    Mutant(
+        "new-pages-overlooked",
+        "what looks for the next leaf sees only pages that are stored: a trim passes over those written just now",
+        "P6",
+        "holdfast.volume.page_table",
+        "        if cache.children[slot]:\n",
+        "        if cache.children[slot] and found is None:\n",
+    ),
+    Mutant(
+        "page-room-lost-wake-up",
+        "a refused charge for a page is not tried again unless a page comes free",
+        "P5, W4",
+        "holdfast.engine",
+        "        # A budget may have refused although nobody holds anything that will be released.\n"
+        "        self.page_room.wake()\n",
+        "",
+    ),
+    Mutant(
+        "buffer-room-lost-wake-up",
+        "a refused charge for a read buffer is not tried again unless one is released",
+        "P5",
+        "holdfast.engine",
+        "        self.page_room.wake()\n        self.buffer_room.wake()\n        if self.space.host_full",
+        "        self.page_room.wake()\n        if self.space.host_full",
+    ),
+    Mutant(
+        "ring-room-lost-wake-up",
+        "who waits for room in the ring is not woken when there is some",
+        "P5",
+        "holdfast.engine",
+        "        self.ring_room.wake()\n        self.on_released()",
+        "        self.on_released()",
+    ),
+    Mutant(
+        "segment-room-lost-wake-up",
+        "who waits for a segment is not woken when one has been prepared",
+        "P5",
+        "holdfast.engine",
+        "        self._maintenance_wanted = True\n        self.segment_room.wake()\n        self.on_released()",
+        "        self._maintenance_wanted = True\n        self.on_released()",
+    ),
+    Mutant(
+        "checkpoint-frees-and-tells-nobody",
+        "who waits for a segment is not woken when a checkpoint has freed some",
+        "P5, T4",
+        "holdfast.engine",
+        "        self.page_room.wake()\n        self.segment_room.wake()\n        self._released()",
+        "        self.page_room.wake()",
+    ),
+    Mutant(
+        "wake-up-of-one",
+        "a list of waiting tasks wakes only the first, which may not be able to go on",
+        "P5",
+        "holdfast.work.task",
+        "        while self.tasks:\n            task = self.tasks.popleft()",
+        "        if self.tasks:\n            task = self.tasks.popleft()",
+    ),
+    Mutant(
+        "cancelled-task-stays-on-the-list",
+        "a task that is cancelled while it waits is woken with the others",
+        "P5",
+        "holdfast.work.task",
+        "            self.waits_for.tasks.remove(self)\n",
+        "",
+    ),
+    Mutant(
+        "buffer-of-a-cancelled-read-freed",
+        "a task is ended at once although its I/O is still under way",
+        "P6",
+        "holdfast.work.task",
+        "        self.cancelled = True\n        if isinstance",
+        "        self.cancelled = True\n        self.work.close()\n        if isinstance",
+    ),
+    Mutant(
+        "trim-takes-partial-blocks",
+        "a trim makes a hole of the block that its range begins in the middle of",
+        "P6",
+        "holdfast.volume.write",
+        "        yield from self.punch(volume, -(-offset // BLOCK_SIZE_BYTES), ",
+        "        yield from self.punch(volume, offset // BLOCK_SIZE_BYTES, ",
+    ),
+    Mutant(
+        "zeroes-drop-the-tail",
+        "WRITE_ZEROES leaves the last block alone where it covers only a part of it",
+        "P6",
+        "holdfast.volume.write",
+        "        if end % BLOCK_SIZE_BYTES:\n",
+        "        if end % BLOCK_SIZE_BYTES and allocate:\n",
+    ),
+    Mutant(
+        "changed-while-read",
+        "a change of a part of a block does not look whether the block changed while it was read",
+        "P6",
+        "holdfast.volume.write",
+        "                if slot is None or self._words[slot << PAGE_SHIFT | lba & PAGE_MASK] != entry:\n"
+        "                    continue\n",
+        "",
+    ),
+    Mutant(
+        "trim-gives-up",
+        "a trim that meets an obstacle waits, and then goes on behind the leaf that it could not change",
+        "P6",
+        "holdfast.volume.write",
+        "                yield from self.overcome(obstacle, volume, first)\n            else:\n                first = stop",
+        "                yield from self.overcome(obstacle, volume, first)\n            first = stop",
+    ),
+]
+
+SERVING = [
+    Mutant(
+        "acknowledged-before-the-ring-holds-it",
+        "a batch is answered before the ring says that it is there",
+        "P2",
+        "holdfast.serving.session",
+        "        self.at = at\n        self.engine.log.publish()\n\n",
+        "        self.at = at\n\n",
+    ),
+    Mutant(
+        "fua-is-a-plain-write",
+        "FUA is answered when the ring holds the data",
+        "P1, W2",
+        "holdfast.serving.in_flight",
+        "        if errno == 0 and flags & CMD_FLAG_FUA:",
+        "        if errno == 0 and not flags:",
+    ),
+    Mutant(
+        "backlog-without-copies",
+        "requests that must wait keep pointing into the receive buffer, which is used again",
+        "P6",
+        "holdfast.serving.session",
+        "        payload = memoryview(bytes(payload))\n",
+        "        payload = memoryview(payload)\n",
+    ),
+    Mutant(
+        "rest-of-a-write-begins-anew",
+        "what is left of a WRITE that had to wait goes to where the whole of it was to go",
+        "P6",
+        "holdfast.serving.waiting_write",
+        "                return command, flags, cookie, offset + done, len(payload) - done, payload[done:]",
+        "                return command, flags, cookie, offset, len(payload) - done, payload[done:]",
+    ),
+    Mutant(
+        "error-of-a-piece-overwritten",
+        "a WRITE in pieces is answered with what became of its last piece",
+        "P5, T3",
+        "holdfast.serving.waiting_write",
+        "            pieces.errno = pieces.errno or errno",
+        "            pieces.errno = errno",
+    ),
+    Mutant(
+        "cold-read-not-checked",
+        "a small read from the disk is answered without a look at its check",
+        "P6",
+        "holdfast.serving.waiting_read",
+        " or first_mismatch(io.view, owner, entries) >= 0:",
+        ":",
+    ),
+    Mutant(
+        "read-buffer-leak",
+        "a read that fails keeps its share of the read buffers",
+        "P5, P8",
+        "holdfast.serving.waiting_read",
+        "            except ReadError as error:\n",
+        "            except ReadError as error:\n                kept = True\n",
+    ),
+    Mutant(
+        "in-flight-leak",
+        "a read that is answered from the disk stays counted as under way",
+        "P5",
+        "holdfast.serving.waiting_read",
+        "            in_flight.end()\n",
+        "            in_flight._go_on()\n",
+    ),
+    Mutant(
+        "session-ends-and-its-work-goes-on",
+        "what a client that is gone had under way is not cancelled",
+        "P5",
+        "holdfast.serving.in_flight",
+        "        for task in list(self._tasks):\n            task.cancel()\n",
+        "",
+    ),
+    Mutant(
+        "stalled-connection-forgotten",
+        "a connection that waits for the engine is not looked at when there is room again",
+        "P5",
+        "holdfast.serving.clients",
+        "                    if connection.stalled:\n",
+        "                    if connection.stalled and connection.idle:\n",
+    ),
+    Mutant(
+        "budget-leak",
+        "a connection that is closed keeps what it had of the connections' memory",
+        "P8",
+        "holdfast.serving.connection",
+        "        self.host.budget.used_bytes -= self._counted\n        self._counted = 0\n",
+        "        self._counted = 0\n",
+    ),
+    Mutant(
+        "budget-counts-twice",
+        "what a connection keeps is charged again each time that it changes",
+        "P8",
+        "holdfast.serving.connection",
+        "        self.host.budget.used_bytes += kept - self._counted\n        self._counted = kept\n",
+        "        self.host.budget.used_bytes += max(0, kept - self._counted)\n        self._counted = kept\n",
+    ),
+    Mutant(
+        "part-of-a-reply-sent-twice",
+        "what a socket took of a reply in several parts is forgotten with the second part",
+        "P6",
+        "holdfast.serving.connection",
+        "            self._unsent += part[sent:]\n            sent = 0\n",
+        "            self._unsent += part[sent:]\n",
+    ),
+    Mutant(
+        "output-room-lost-wake-up",
+        "tasks that wait for the client to take its replies are not woken when it has",
+        "P5",
+        "holdfast.serving.outgoing",
+        "        self.blocked = False\n        self.room.wake()\n",
+        "        self.blocked = False\n",
+    ),
+    Mutant(
+        "rest-not-looked-at",
+        "what was received while a connection was stalled is dropped when it goes on",
+        "P5",
+        "holdfast.serving.connection",
+        "            self._process(len(stash))\n",
+        "            self._process(0)\n",
+    ),
+]
+
+MUTANTS = [*RING_AND_LOG, *FLUSHER, *RECOVERY, *CHECKPOINT_AND_SPACE, *VOLUMES, *SERVING]
+
+
+def find(name: str) -> Mutant:
+    """The mutant of that name. KeyError where there is none."""
+    return {mutant.name: mutant for mutant in MUTANTS}[name]

@@ -1,0 +1,55 @@
+"""Promises 1 to 8 under thousands of seeded disasters, and at every single point of a fixed course."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from holdfast.sim.exhaustive import cases
+from holdfast.sim.faults import FAULTS, POINTS
+
+SEEDS = 3000
+OPERATIONS = 1000
+
+
+def simulate(*arguments: str) -> tuple[dict[str, Any], str]:
+    """What `python -m holdfast.sim --json` says, and what it printed besides."""
+    run = subprocess.run(
+        [sys.executable, "-m", "holdfast.sim", "--json", *arguments], check=False, capture_output=True, text=True
+    )
+    assert run.returncode in (0, 1), run.stderr
+    return json.loads(run.stdout), run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_nothing_is_lost_and_nothing_hangs_in_three_thousand_runs() -> None:
+    outcome, told = simulate("--seeds", str(SEEDS), "--operations", str(OPERATIONS))
+    assert outcome["failures"] == {}, told
+    assert outcome["seeds"] == SEEDS
+    assert outcome["operations_least"] >= OPERATIONS
+    assert outcome["untried"] == [], "these faults never struck"
+    assert len(outcome["faults"]) == len(FAULTS)
+    assert outcome["crashes"] > SEEDS
+    assert outcome["power_failures"] > SEEDS // 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_nothing_is_lost_whichever_call_fails_and_whichever_effect_is_the_last() -> None:
+    outcome, told = simulate("--exhaustive")
+    assert outcome["broken"] == [], told
+    assert outcome["cases"] > 1000
+
+
+def test_the_loops_reach_every_fault_and_every_effect() -> None:
+    every = list(cases())
+    tried = {(case.point, case.kind) for case in every}
+    assert tried == {*FAULTS, ("power", "off"), ("kill", "-9")}
+    for point in [*POINTS, "power", "kill"]:
+        numbers = {case.number for case in every if case.point == point}
+        assert numbers == set(range(len(numbers))), point

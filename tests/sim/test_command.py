@@ -1,0 +1,82 @@
+"""`python -m holdfast.sim` for the one who types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from holdfast.sim.shrink import edited_swarm, shrink
+from holdfast.sim.swarm import draw_swarm
+
+
+def sim(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "holdfast.sim", *arguments], check=False, capture_output=True, text=True
+    )
+
+
+def test_a_few_seeds_end_with_what_was_tried() -> None:
+    done = sim("--seeds", "4", "--operations", "100", "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("4 seeds: ")
+    assert "0 broken" in done.stdout
+    assert "ENOMEM" in done.stdout
+
+
+def test_json_says_the_same() -> None:
+    outcome = json.loads(sim("--seeds", "4", "--operations", "100", "--json").stdout)
+    assert outcome["seeds"] == 4
+    assert outcome["failures"] == {}
+    assert outcome["operations"] >= 400
+
+
+def test_the_trace_of_one_seed_can_be_read() -> None:
+    done = sim("--seed", "3", "--operations", "50", "--trace")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert any("server     starts" in line for line in lines)
+    assert any("answer" in line and "write" in line for line in lines)
+    assert lines[-1].startswith("seed 3: ")
+
+
+def test_time_can_be_bounded() -> None:
+    done = sim("--minutes", "0.02", "--operations", "50", "--jobs", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["seeds"] > 0
+
+
+def test_one_case_of_the_loops_can_be_run_again() -> None:
+    done = sim("--case", "write,EIO,3")
+    assert done.returncode == 0
+    assert done.stdout == "case write,EIO,3: held\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--case", "write"], "--case is POINT,KIND,NUMBER"),
+        (["--seed", "1", "--edit", "nonsense=1"], "changes nothing of this seed"),
+        (["--seeds", "0"], "--seeds"),
+    ],
+)
+def test_what_cannot_be_run_is_told_in_a_line(arguments: list[str], complaint: str) -> None:
+    done = sim(*arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+
+
+def test_edits_change_what_they_name() -> None:
+    swarm = draw_swarm(1, 500)
+    left_out = next(action for action in swarm.actions if action != "write")
+    edited = edited_swarm(1, 500, ["operations=20", f"-{left_out}", "crash=0"])
+    assert (edited.operations, edited.crash) == (20, 0.0)
+    assert left_out not in edited.actions
+    assert edited.world == swarm.world
+
+
+def test_a_run_that_holds_cannot_be_shrunk() -> None:
+    with pytest.raises(AssertionError, match="holds"):
+        shrink(1, 20)

@@ -118,24 +118,28 @@ class Opener:
         return OpenedPool(rows=rows, meta_addresses=meta)
 
     def _read_table(self, table: int, copies: list[list[int]]) -> Work:
-        """The blocks of a table, joined: each from the first of its copies that is whole."""
+        """The blocks of a table, joined: each from the first of its copies that is whole. A block that is whole in none
+        is looked at once more, from the disk, for a reading can go wrong where the disk is right."""
         blocks: list[bytes | None] = [None] * len(copies[0])
         errno = 0
-        for number, words in enumerate(copies):
-            missing = [index for index, block in enumerate(blocks) if block is None]
-            for start in range(0, len(missing), 64):
-                chosen = missing[start : start + 64]
-                ios = yield [self._table_io(words[index]) for index in chosen]
-                for index, io in zip(chosen, ios, strict=True):
-                    name = f"copy {number + 1} of block {index} of the {TABLE_NAMES[table]}"
-                    place = f"(segment {io.file:08x}, block {io.offset >> BLOCK_SHIFT})"
-                    if io.result < 0:
-                        errno = -io.result
-                        self.findings.append(f"{name} {place} cannot be read: errno {errno}")
-                    elif block_matches(io.view, table << VOLUME_SHIFT | index, KIND_META, words[index]):
-                        blocks[index] = bytes(io.view)
-                    else:
-                        self.findings.append(f"{name} {place} is damaged")
+        for again in (False, True):
+            for number, words in enumerate(copies):
+                missing = [index for index, block in enumerate(blocks) if block is None]
+                for start in range(0, len(missing), 64):
+                    chosen = missing[start : start + 64]
+                    if again:
+                        self._drop_cached([words[index] for index in chosen])
+                    ios = yield [self._table_io(words[index]) for index in chosen]
+                    for index, io in zip(chosen, ios, strict=True):
+                        name = f"copy {number + 1} of block {index} of the {TABLE_NAMES[table]}"
+                        place = f"(segment {io.file:08x}, block {io.offset >> BLOCK_SHIFT})"
+                        if io.result < 0:
+                            errno = -io.result
+                            self.findings.append(f"{name} {place} cannot be read: errno {errno}")
+                        elif block_matches(io.view, table << VOLUME_SHIFT | index, KIND_META, words[index]):
+                            blocks[index] = bytes(io.view)
+                        elif not again:
+                            self.findings.append(f"{name} {place} is damaged")
         if None in blocks:
             what = f"block {blocks.index(None)} of the {TABLE_NAMES[table]}"
             if errno:
@@ -143,6 +147,11 @@ class Opener:
                 raise DiskError(f"no copy of {what} can be read: errno {errno}; mend the disk, then try again", errno)
             raise CorruptionError(f"every copy of {what} is damaged; restore the segment files from a backup")
         return b"".join(block for block in blocks if block is not None)
+
+    def _drop_cached(self, words: list[int]) -> None:
+        for word in words:
+            io = self._table_io(word)
+            self.disk.drop_cached(io.file, io.offset, io.length)
 
     def _table_io(self, word: int) -> Io:
         address = word & ADDRESS_MASK

@@ -34,6 +34,9 @@ Callback = Callable[[], object]
 SPIN_NS = 30_000
 # The same while the disk is at work for somebody: about what a flush or a cold read takes on a fast disk.
 SPIN_DISK_NS = 200_000
+# How often the rest of a message is looked for, in vain, before what is there of it is dealt with: the peer is woken when
+# its socket has room again and takes some 50 us to fill it, while an empty look takes little more than one.
+LOOKS = 40
 # Ready descriptors taken in one wait.  42 events fit into what Python's small-object allocator serves (512 bytes);
 # the kernel hands the rest out, in turn, at the next wait, so that no descriptor starves.
 _EVENTS_MAX = 42
@@ -65,7 +68,10 @@ class EventLoop:
     def __init__(self, *, on_error: Callable[[Exception], None] | None = None, spin_ns: int = 0) -> None:
         self.before_sleep: list[Callback] = []  # L
         self._on_error = on_error
-        self._spin_ns = spin_ns
+        # With a single processor the one whose request is awaited could not run meanwhile.
+        spins = spin_ns > 0 and len(os.sched_getaffinity(0)) > 1
+        self._spin_ns = spin_ns if spins else 0
+        self.looks = LOOKS if spins else 0
         self.disk_at_work: Callable[[], object] = bool  # L: true while a disk has operations in flight; set by it
         self._epoll = select.epoll()
         self._readers: dict[int, Callback] = {}  # L
@@ -216,8 +222,7 @@ class EventLoop:
         soon = self._soon
         posted = self._posted
         last = self._last
-        # With a single processor the one whose request is awaited could not run meanwhile.
-        spin_ns = self._spin_ns if len(os.sched_getaffinity(0)) > 1 else 0
+        spin_ns = self._spin_ns
         timers = self._timers
         monotonic_ns = time.monotonic_ns
         busy = False

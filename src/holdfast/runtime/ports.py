@@ -142,10 +142,12 @@ class Timer(Protocol):
 class Loop(Protocol):
     """What serves clients: it calls back when a socket is ready or a time has come, one call at a time.
 
-    `before_sleep`: what is called at the end of each turn, in this order.
+    before_sleep: what is called at the end of each turn, in this order
+    looks: how often it is worth looking again for what a peer is about to send; 0 where it cannot run meanwhile
     """
 
     before_sleep: list[Callable[[], object]]
+    looks: int
 
     def add_reader(self, fd: int, callback: Callable[[], object]) -> None:
         """Call `callback` whenever `fd` is readable, at its end or broken. Replaces an earlier one."""

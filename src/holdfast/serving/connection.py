@@ -29,9 +29,6 @@ RECEIVE_BYTES_MIN = 48 * KIB  # an incomplete request can be 20 KiB and a batch 
 REPLY_BYTES_MAX = 512 * KIB
 REPLY_BYTES_MIN = LARGE_READ_BYTES + 64
 REQUESTS_A_BATCH_MAX = 1024
-# How often the rest of a WRITE is looked for, in vain, before what is there of it is carried out: the client is woken
-# when its socket has room again and takes some 50 us to fill it, while an empty look takes little more than one.
-LOOKS_FOR_THE_REST_MAX = 40
 HANDSHAKE_TIMEOUT_NS = 10_000_000_000
 
 
@@ -217,7 +214,7 @@ class Connection:
         """
         at = end
         limit = min(end + missing, self.host.budget.batch_bytes(RECEIVE_BYTES_MIN, RECEIVE_BYTES_MAX))
-        looks_left = LOOKS_FOR_THE_REST_MAX
+        looks_left = self.host.loop.looks
         while at < limit and looks_left:
             try:
                 received = self._sock.recv_into(self.host.receive_buffer[at:limit])

@@ -30,6 +30,8 @@ from holdfast.sim.trace import Trace
 from holdfast.units import BLOCK_SIZE_BYTES
 
 SECTOR = 512
+# Readings between two wrong ones of the same file, at least.
+FLIP_READS_MIN = 64
 _Mask = npt.NDArray[np.bool_]
 _NAMES = ("read", "write", "sync", "prepare")
 
@@ -79,6 +81,8 @@ class SimDisk:
         self._waiting: deque[int] = deque()  # those of them that no worker has begun
         self._at_work = 0
         self._sequence = 0
+        self._reads = 0
+        self._flipped_at: dict[int, int] = {}  # file -> number of the last reading that was wrong
 
     # ---- the port
 
@@ -215,7 +219,10 @@ class SimDisk:
             at = self._rng.randrange(io.length)
             bit = 1 << self._rng.randrange(8)
             if kind == FLIP:
-                io.view[at] ^= bit
+                # Whoever looks again gets to see what is there: two wrong readings in a row are not one accident.
+                if self._reads - self._flipped_at.get(io.file, -FLIP_READS_MIN) >= FLIP_READS_MIN:
+                    self._flipped_at[io.file] = self._reads
+                    io.view[at] ^= bit
             else:
                 assert kind == ROT
                 sector, byte = divmod(io.offset + at, SECTOR)
@@ -245,6 +252,7 @@ class SimDisk:
             if io.durable:
                 file.sync(io.offset // SECTOR, (io.offset + io.length) // SECTOR)
         else:
+            self._reads += 1
             io.view[:] = file.now.reshape(-1)[io.offset : io.offset + io.length].data
         return 0
 

@@ -39,6 +39,7 @@ class Model:
         self.contested: dict[Key, None] = {}
         self._blurred: dict[Key, int] = {}  # are or were contested: their last version before that
         self._unsafe: dict[Key, None] = {}  # have a version that need not survive
+        self._open: dict[Key, int] = {}  # how many changes of them are under way
 
     def tick(self) -> int:
         self.moment += 1
@@ -56,8 +57,7 @@ class Model:
 
     def is_open(self, key: Key) -> bool:
         """True while a change of the block is under way."""
-        chain = self.blocks.get(key)
-        return chain is not None and any(version.ended == NEVER for version in chain[1:])
+        return key in self._open
 
     # ---- changes
 
@@ -66,8 +66,10 @@ class Model:
         begun = {}
         for key, content in changes.items():
             chain = self.chain(key)
-            if chain[-1].ended == NEVER and key not in self.contested:
-                self._contest(key, len(chain) - 2)
+            under_way = self._open.get(key, 0)
+            self._open[key] = under_way + 1
+            if under_way and key not in self.contested:
+                self._contest(key, len(chain) - 1 - under_way)
             version = begun[key] = Version(content, moment)
             chain.append(version)
             self._unsafe[key] = None
@@ -75,14 +77,23 @@ class Model:
 
     def end(self, begun: Mapping[Key, Version]) -> None:
         moment = self.acknowledged = self.tick()
-        for version in begun.values():
+        for key, version in begun.items():
             version.ended = moment
+            self._close(key)
+
+    def _close(self, key: Key) -> None:
+        changes = self._open[key] - 1
+        if changes:
+            self._open[key] = changes
+        else:
+            del self._open[key]
 
     def doubt(self, begun: Mapping[Key, Version]) -> None:
         """The change was refused, or nobody heard of its end: it may have been made all the same."""
         moment = self.tick()
         for key, version in begun.items():
             version.ended = moment
+            self._close(key)
             chain = self.blocks[key]
             if key not in self.contested:
                 self._contest(key, chain.index(version) - 1)
@@ -205,14 +216,14 @@ class Model:
     # ---- volumes and crashes
 
     def forget_volume(self, name: str) -> None:
-        for table in (self.blocks, self.contested, self._blurred, self._unsafe):
+        for table in (self.blocks, self.contested, self._blurred, self._unsafe, self._open):
             for key in [key for key in table if key[0] == name]:
                 del table[key]
 
     def recovered(self, found: Mapping[Key, bytes]) -> None:
         """Go on from what was found."""
         self.blocks = {key: [Version(content, -1, -1)] for key, content in found.items()}
-        for table in (self.contested, self._blurred, self._unsafe):
+        for table in (self.contested, self._blurred, self._unsafe, self._open):
             table.clear()
 
 

@@ -75,6 +75,7 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
             room_bytes=rng.choice([4 * KIB, 64 * KIB, 208 * KIB]),
             portions=rng.choice([0.0, 0.1, 0.5]),
             wake_ns=rng.choice([5_000, 50_000, 500_000]),
+            batch_ns=rng.choice([0, 20_000, 200_000, 1_000_000]),
         ),
         operations=operations,
         actions=actions,

@@ -143,6 +143,8 @@ class Workload:
             self._settling[key] = None
 
             def judge(answer: Answer, key: Key = key) -> None:
+                if answer.errno and self.swarm.damage:
+                    return  # it may be damaged for good: nobody looks at it again
                 self._settling.pop(key, None)
                 if answer.errno:
                     assert self._tolerant(), f"reading {key}: errno {answer.errno}"

@@ -51,6 +51,7 @@ class WorldConfig:
     room_bytes: int = 208 * KIB  # of a connection, in each direction
     portions: float = 0.1
     wake_ns: int = 20_000
+    batch_ns: int = 20_000
 
 
 class World:
@@ -63,7 +64,7 @@ class World:
         self.faults = Faults(stream(seed, "faults"))
         self._loop_rng = stream(seed, "loop")
         self._network_rng = stream(seed, "network")
-        self.loop = SimLoop(self.clock, self._loop_rng)
+        self.loop = SimLoop(self.clock, self._loop_rng, batch_ns=self.config.batch_ns)
         self.disk = SimDisk(self.loop, stream(seed, "disk"), self.faults, self.fate, self.trace)
         self.disk.character = self.config.disk
         self.rings = RingShelf(aligned_buffer)
@@ -98,7 +99,7 @@ class World:
 
     def begin_open(self) -> None:
         self.note("server", "starts")
-        self.loop = self.disk.loop = SimLoop(self.clock, self._loop_rng)
+        self.loop = self.disk.loop = SimLoop(self.clock, self._loop_rng, batch_ns=self.config.batch_ns)
         around = Surroundings(
             disk=self.disk,
             clock=self.clock,

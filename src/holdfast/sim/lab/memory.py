@@ -1,7 +1,7 @@
 """Memory as today's kernel has it: a cgroup with a limit, and what happens there.
 
-Source: KERNEL of memory cgroups, mm/memcontrol.c `try_charge_memcg`, mm/oom_kill.c; for what it leads to, discussion T
-(2020, "Charge loop device i/o to issuing cgroup", Dave Chinner's reply) and our own runs of its script.
+Sources: the kernel's mm/memcontrol.c (`try_charge_memcg`) and mm/oom_kill.c; for what they lead to, discussion T (2020,
+"Charge loop device i/o to issuing cgroup", Dave Chinner's reply) and our own runs of its script on Linux 6.1.
 
 1. Every page is charged to the group of whoever it is allocated for: the memory of its processes, the page cache of
    what they write, and with the patches of that discussion the pages of a tmpfs that a loop device writes for them.
@@ -9,8 +9,7 @@ Source: KERNEL of memory cgroups, mm/memcontrol.c `try_charge_memcg`, mm/oom_kil
    tmpfs cannot go anywhere without swap.
 3. Where a number of attempts reclaims nothing, the OOM killer kills the process of the group that has most memory of
    its own. What it wrote into a tmpfs does not count as its own, and stays when it is dead.
-4. Only where there is nobody left to kill is the charge refused. What is charged to a killed process is let through or
-   over; the process is gone either way.
+4. Only where there is nobody left to kill is the charge refused. A killed process does not return from its system call.
 """
 
 from __future__ import annotations

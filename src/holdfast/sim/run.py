@@ -60,6 +60,7 @@ class Run:
         self.inspection = Inspection(self.world, self.model, self.work)
         self.outcome = Outcome(seed)
         self._power_failed = False
+        self._stuck = False  # the last phase ended before its time
 
     # ---- a run
 
@@ -88,14 +89,16 @@ class Run:
     def _phase(self) -> None:
         """Requests, perhaps with faults, perhaps with a death at the end."""
         rng, swarm, work = self.rng, self.swarm, self.work
-        if rng.random() < swarm.faulty or swarm.damage:
+        # Where nothing got through, the next phase is one in which nothing fails.
+        if (rng.random() < swarm.faulty or swarm.damage) and not self._stuck:
             self._set_faults(swarm.faults)
-        operations = max(1, swarm.operations // swarm.phases)
+        full = max(1, swarm.operations // swarm.phases)
+        operations = min(full, swarm.operations - work.operations)
         # After a death a damaged medium leaves nothing to go on from: that comes at the end.
-        crash = rng.random() < swarm.crash and not swarm.damage
+        crash = rng.random() < swarm.crash and not swarm.damage and 2 * operations > full
         work.connect_all()
         if crash:
-            self.send(rng.randrange(operations + 1))
+            self.send(rng.randrange(operations))
             self.world.fate.left = rng.randrange(swarm.crash_effects)
         try:
             self.send(operations if not crash else operations // 4 + 1)
@@ -116,12 +119,14 @@ class Run:
         for client in world.clients:
             client.poke()
         before, since_ns = operations, world.clock.at_ns
+        self._stuck = False
         while work.left > 0:
             world.turn()
             if work.left != before:
                 before, since_ns = work.left, world.clock.at_ns
             elif world.clock.at_ns - since_ns > STUCK_NS:
                 if world.faults.failing() or not any(not client.gone for client in world.clients):
+                    self._stuck = True
                     break
                 assert world.clock.at_ns - since_ns < CALM_NS_MAX, f"a hang: {world.who_waits()}"
         work.left = 0

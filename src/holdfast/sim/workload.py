@@ -137,6 +137,8 @@ class Workload:
     def _settle_contested(self, client: SimClient) -> None:
         """Read what is contested and rests."""
         model = self.model
+        if not model.contested:
+            return
         for key in [key for key in model.contested if key[0] == client.volume and key not in self._settling]:
             if model.is_open(key) or self._is_being_cleared(*key):
                 continue

@@ -34,8 +34,8 @@ Callback = Callable[[], object]
 SPIN_NS = 30_000
 # The same while the disk is at work for somebody: about what a flush or a cold read takes on a fast disk.
 SPIN_DISK_NS = 200_000
-# How often the rest of a message is looked for, in vain, before what is there of it is dealt with: the peer is woken when
-# its socket has room again and takes some 50 us to fill it, while an empty look takes little more than one.
+# How often the rest of a message is looked for, in vain, before what is there of it is dealt with: the peer is woken
+# when its socket has room again and takes some 50 us to fill it, while an empty look takes little more than one.
 LOOKS = 40
 # Ready descriptors taken in one wait.  42 events fit into what Python's small-object allocator serves (512 bytes);
 # the kernel hands the rest out, in turn, at the next wait, so that no descriptor starves.

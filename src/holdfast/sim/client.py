@@ -112,8 +112,9 @@ class SimClient:
 
     def last_words(self) -> None:
         """The server has died: hear what it had sent until then."""
-        self._hear(self.socket.pull())
-        self.gone = True
+        if not self.gone:
+            self._hear(self.socket.pull())
+            self.gone = True
 
     def poke(self) -> None:
         """Wake up some time soon, though nothing has come."""

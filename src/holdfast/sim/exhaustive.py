@@ -46,6 +46,7 @@ def fixed_swarm(*, damage: bool = False) -> Swarm:
         clients=3,
         depth=8,
         sizes=[8 * MIB, 3 * MIB + 1000],
+        places=6,
         region_blocks=24,
         length_max=300 * BLOCK_SIZE_BYTES,
         unaligned=0.2,

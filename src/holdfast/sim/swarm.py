@@ -17,8 +17,8 @@ from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
 
 # Requests, and what else may happen between two of them, with how often at most.
 ACTIONS = {
-    "write": 60, "read": 40, "trim": 5, "zero": 8, "flush": 10, "status": 4, "cache": 3, "nonsense": 1,
-    "stop_reading": 1, "hang_up": 1, "say_goodbye": 1, "checkpoint": 1, "create": 1, "remove": 1,
+    "write": 60, "read": 40, "trim": 8, "zero": 10, "flush": 10, "status": 4, "cache": 3, "nonsense": 1,
+    "stop_reading": 1, "hang_up": 1, "say_goodbye": 1, "checkpoint": 2, "create": 1, "remove": 1,
 }  # fmt: skip
 SIZES = [1 * MIB + 1234, 8 * MIB, 60 * MIB, 700 * MIB, 3 << 40]
 
@@ -34,7 +34,8 @@ class Swarm:
     clients: int
     depth: int
     sizes: list[int]
-    region_blocks: int  # requests go to so many blocks at a few places of each volume
+    places: int  # most requests go to so many places all over a volume, each in a leaf of its own; 0: to none
+    region_blocks: int  # the others go to so many blocks in a few regions of each volume
     length_max: int
     unaligned: float
     overlap: float  # how often a change may meet another one of the same block that is under way
@@ -62,7 +63,7 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
     swarm = Swarm(
         world=WorldConfig(
             segments=rng.choice([20, 24, 32, 64]),
-            ring_blocks=rng.choice([256, 256, 512]),
+            ring_blocks=rng.choice([256, 300, 391, 512]),
             pages=rng.choice([64, 64, 128]),
             read_buffer_bytes=rng.choice([1, 2]) * MIB,
             connection_bytes=rng.choice([256 * KIB, MIB]),
@@ -75,19 +76,20 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
             room_bytes=rng.choice([4 * KIB, 64 * KIB, 208 * KIB]),
             portions=rng.choice([0.0, 0.1, 0.5]),
             wake_ns=rng.choice([5_000, 50_000, 500_000]),
-            batch_ns=rng.choice([0, 100_000, 500_000, 2_000_000]),
+            batch_ns=rng.choice([0, 200_000, 1_000_000, 3_000_000]),
         ),
         operations=operations,
         actions=actions,
         volumes=rng.choice([1, 1, 2, 3]),
         clients=rng.choice([1, 2, 3, 5]),
-        depth=rng.choice([1, 4, 16, 32]),
+        depth=rng.choice([1, 4, 16, 32, 32]),
         sizes=rng.sample(SIZES, rng.choice([1, 2, 3])),
-        region_blocks=rng.choice([8, 40, 120]),
+        places=rng.choice([0, 0, 0, 0, 0, 0, 20, 60]),
+        region_blocks=rng.choice([8, 8, 40, 40, 120, 200]),
         length_max=rng.choice([4, 16, 64, 400]) * BLOCK_SIZE_BYTES,
         unaligned=rng.choice([0.0, 0.1, 0.5]),
         overlap=rng.choice([0.0, 0.1, 0.5]),
-        phases=rng.choice([2, 3, 5]),
+        phases=min(rng.choice([2, 2, 3, 3, 5, 8]), max(2, operations // 60)),
         crash=rng.choice([0.0, 0.5, 1.0]),
         power=rng.choice([0.0, 0.5, 1.0]),
         reopen=rng.choice([0.0, 0.2]),

@@ -54,6 +54,7 @@ class Workload:
         self.full = 0  # requests that were answered with ENOSPC
         self.era = 0  # counts changes of the faults that are on
         self._stamp = 0
+        self._places = [self.rng.random() for _ in range(swarm.places)]
         self._created = 0
         self._methods: dict[str, Callable[[SimClient], None]] = {
             "write": self._write, "read": self._read, "trim": self._trim, "zero": self._zero, "flush": self._flush,
@@ -203,7 +204,12 @@ class Workload:
             length = rng.randrange(1, length_max + 1)
         length = min(length, length_max)
         region = rng.choice((0, 0, 2 * MIB - 16 * BLOCK_SIZE_BYTES, size // 2 & -MIB, max(0, size - 64 * 4096)))
-        offset = min(region + rng.randrange(swarm.region_blocks) * BLOCK_SIZE_BYTES, size - length)
+        if self._places and rng.random() < 0.7:
+            region = int(rng.choice(self._places) * size) & -BLOCK_SIZE_BYTES
+            spread = 8
+        else:
+            spread = swarm.region_blocks
+        offset = min(region + rng.randrange(spread) * BLOCK_SIZE_BYTES, size - length)
         if rng.random() < swarm.unaligned:
             offset += rng.randrange(BLOCK_SIZE_BYTES)
             length = rng.randrange(1, length + 1)

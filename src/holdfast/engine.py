@@ -142,7 +142,7 @@ class Engine:
             self.scheduler,
             clock,
             next_id=superblock.next_volume_id,
-            checkpoint=self.checkpoint,
+            checkpoint=lambda: self.checkpoint(both_slots=True),
             is_checkpoint_running=lambda: self._checkpoint_running,
             next_tick=self.next_tick,
         )
@@ -193,7 +193,8 @@ class Engine:
         yield from self._drop_torn_summaries(opened.torn_summaries)
         if opened.commits:
             log_output.info("replayed %d entries of %d commits", replayer.entries_applied, len(opened.commits))
-        yield from self._checkpoint(clean=False, epoch=self.log.epoch)
+        # The older slot still tells of the epoch before: it must lead here too.
+        yield from self._checkpoint(clean=False, epoch=self.log.epoch, both_slots=True)
         self.opened = True
         self.volumes.resume_removals()
 
@@ -290,19 +291,22 @@ class Engine:
         if outcome is not None:
             log_output.error("checkpoint failed: %s", outcome)
 
-    def checkpoint(self, *, clean: bool = False) -> Work:
-        """Write a checkpoint of a moment at or after the call (a task's work)."""
+    def checkpoint(self, *, clean: bool = False, both_slots: bool = False) -> Work:
+        """Write a checkpoint of a moment at or after the call (a task's work).
+
+        both_slots: let both superblock slots lead to it, for what only a checkpoint tells of (which volumes there are)
+        and no log can bring back should the newer slot be lost.
+        """
         while self._checkpoint_running:
             yield self.checkpoint_end
-        yield from self._checkpoint(clean=clean)
+        yield from self._checkpoint(clean=clean, both_slots=both_slots)
 
-    def _checkpoint(self, *, clean: bool, epoch: int | None = None) -> Work:
+    def _checkpoint(self, *, clean: bool, epoch: int | None = None, both_slots: bool = False) -> Work:
         self._checkpoint_running = True
         self._checkpoint_position = self.log.position
         try:
             yield from self.checkpointer.write(clean=clean, next_volume_id=self.volumes.next_id, epoch=epoch)
-            if epoch is not None:
-                # The older slot still tells of the epoch before: it must lead here too.
+            if both_slots:
                 yield from self.checkpointer.write_superblock(_next_sequence(self.checkpointer.superblock))
         finally:
             self._checkpoint_running = False

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
-from holdfast.pool.superblock import SUPERBLOCK_FILE_BYTES
+from holdfast.pool.superblock import SLOT_OFFSETS, SUPERBLOCK_FILE_BYTES, decode_superblock
 from holdfast.runtime.ports import PREPARE, READ, SUPERBLOCK, SYNC, WRITE, Io
 from holdfast.sim.fate import Crashed, Fate
 from holdfast.sim.faults import ERRNOS, FLIP, FORGET, MISDIRECT, ROT, SHORT, Faults, point_of
@@ -52,16 +52,23 @@ class _File:
         self.stable = np.zeros((length // SECTOR, SECTOR), np.uint8)
         self.unsynced = np.zeros(length // SECTOR, np.bool_)
         self.forgotten = np.zeros(length // SECTOR, np.bool_)  # unsynced, and no SYNC will change that any more
+        self.written_at = np.zeros(length // SECTOR, np.int64)  # the number of the last write of each sector
+        self.writes = 0
 
     def write(self, offset: int, data: memoryview, chosen: slice | _Mask) -> None:
         first = offset // SECTOR
         count = len(data) // SECTOR
         self.now[first : first + count][chosen] = np.frombuffer(data, np.uint8).reshape(-1, SECTOR)[chosen]
+        self.writes += 1
+        self.written_at[first : first + count][chosen] = self.writes
         self.unsynced[first : first + count][chosen] = True
         self.forgotten[first : first + count][chosen] = False
 
-    def sync(self, first: int = 0, stop: int | None = None) -> None:
+    def sync(self, first: int = 0, stop: int | None = None, *, writes: int | None = None) -> None:
+        """Make sectors stable: those of the first so many writes, or all."""
         chosen = self.unsynced[first:stop] & ~self.forgotten[first:stop]
+        if writes is not None and writes < self.writes:
+            chosen &= self.written_at[first:stop] <= writes
         self.stable[first:stop][chosen] = self.now[first:stop][chosen]
         self.unsynced[first:stop][chosen] = False
 
@@ -78,6 +85,7 @@ class SimDisk:
         self._fate = fate
         self._trace = trace
         self._in_flight: dict[int, tuple[Io, int]] = {}  # with a digest of what is being written
+        self._covered: dict[Io, int] = {}  # SYNCs in flight: how many writes of the file they cover
         self._waiting: deque[int] = deque()  # those of them that no worker has begun
         self._at_work = 0
         self._sequence = 0
@@ -103,6 +111,8 @@ class SimDisk:
         self._begin(io)
         self._sequence += 1
         self._in_flight[self._sequence] = io, _digest(io)
+        if io.op == SYNC and io.file in self.files:
+            self._covered[io] = self.files[io.file].writes
         self._waiting.append(self._sequence)
         self._set_to_work()
 
@@ -136,6 +146,7 @@ class SimDisk:
             elif self._rng.random() < 0.5 and io.op in (SYNC, PREPARE):
                 self._perform_well(io)
         self._in_flight.clear()
+        self._covered.clear()
         self._waiting.clear()
         self._at_work = 0
 
@@ -151,6 +162,20 @@ class SimDisk:
                 file.now[unsynced] = file.stable[unsynced]
                 file.unsynced[:] = False
                 file.forgotten[:] = False
+
+    def lose_slot(self) -> None:
+        """The newer superblock slot turns out to be unreadable: the other one must do."""
+        file = self.files.get(SUPERBLOCK)
+        if file is None:
+            return
+        raw = [bytes(file.now.reshape(-1)[at : at + BLOCK_SIZE_BYTES]) for at in SLOT_OFFSETS]
+        slots = [decode_superblock(slot) for slot in raw]
+        if None in slots:
+            return  # the other one is all there is
+        newer = max(range(len(slots)), key=lambda index: slots[index].sequence)  # type: ignore[union-attr]  # both are
+        sector = SLOT_OFFSETS[newer] // SECTOR
+        file.now[sector] = file.stable[sector] = np.frombuffer(self._rng.randbytes(SECTOR), np.uint8)
+        self._trace.note(self.loop.clock.at_ns, "world", "slot lost", newer)
 
     # ---- workers
 
@@ -242,7 +267,8 @@ class SimDisk:
             self.files[number] = _File(SUPERBLOCK_FILE_BYTES)
         file = self.files[number]
         if io.op == SYNC:
-            file.sync()
+            # Only what was complete when it was asked for: anything else would be more than a real disk promises.
+            file.sync(writes=self._covered.pop(io, None))
             return 0
         assert io.view is not None
         if io.offset + io.length > file.now.size:

@@ -56,6 +56,9 @@ def fixed_swarm(*, damage: bool = False) -> Swarm:
         power=0.0,
         reopen=0.0,
         crash_effects=1,
+        busy_crash=0.0,
+        storm=False,
+        slot_loss=0.0,
         faulty=0.0,
         damage=damage,
     )

@@ -61,6 +61,7 @@ class Run:
         self.outcome = Outcome(seed)
         self._power_failed = False
         self._stuck = False  # the last phase ended before its time
+        self._opening = False
 
     # ---- a run
 
@@ -72,7 +73,7 @@ class Run:
             for _ in range(swarm.volumes):
                 work.create()
                 world.settle()
-            for _ in range(PHASES_FACTOR_MAX * swarm.phases):
+            for _ in range(PHASES_FACTOR_MAX * (swarm.phases + 4 * swarm.storm)):
                 self._phase()
                 if work.operations >= swarm.operations:
                     break
@@ -93,12 +94,16 @@ class Run:
         if (rng.random() < swarm.faulty or swarm.damage) and not self._stuck:
             self._set_faults(swarm.faults)
         full = max(1, swarm.operations // swarm.phases)
+        if swarm.storm and work.operations < swarm.operations // 4:
+            full = rng.randrange(1, 20)
         operations = min(full, swarm.operations - work.operations)
         # After a death a damaged medium leaves nothing to go on from: that comes at the end.
-        crash = rng.random() < swarm.crash and not swarm.damage and 2 * operations > full
+        crash = (swarm.storm or rng.random() < swarm.crash) and not swarm.damage and 2 * operations > full
         work.connect_all()
         if crash:
             self.send(rng.randrange(operations))
+            if rng.random() < swarm.busy_crash:
+                self.world.spawn(self.world.engine.checkpoint())
             self.world.fate.left = rng.randrange(swarm.crash_effects)
         try:
             self.send(operations if not crash else operations // 4 + 1)
@@ -164,6 +169,7 @@ class Run:
         the pool says so; there is nothing more to try."""
         rng, world = self.rng, self.world
         self._die(power=power)
+        self._opening = True
         while True:
             if rng.random() < 0.3:
                 world.fate.left = rng.randrange(30)
@@ -184,6 +190,7 @@ class Run:
                 assert world.faults.failing(), f"the pool does not open: {error}"
                 self._die(power=False)
                 self._set_faults([])
+        self._opening = False
         self._set_faults([])
         if self.swarm.damage:
             self.inspection.check_damaged()
@@ -201,6 +208,8 @@ class Run:
         else:
             self.world.server_dies()
         self.work.new_life()
+        if self.rng.random() < self.swarm.slot_loss and not self._opening:
+            self.world.disk.lose_slot()
 
     def reopen(self) -> None:
         """A clean end and a new start: nothing is lost, flushed or not."""

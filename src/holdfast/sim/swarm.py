@@ -44,6 +44,9 @@ class Swarm:
     power: float  # ... of these, with the power
     reopen: float
     crash_effects: int
+    busy_crash: float  # how often a death comes while or soon after a checkpoint is written
+    storm: bool  # many deaths, with few requests between them
+    slot_loss: float  # how often a death takes the newer superblock slot with it
     faulty: float  # how often a phase has faults
     faults: list[tuple[str, str, float]] = field(default_factory=list)
     damage: bool = False  # the medium lies: what it holds may be wrong
@@ -60,9 +63,11 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
         if rng.random() < 0.7 or action == "write":
             actions[action] = max(1, int(often * rng.choice([0.3, 1, 1, 3])))
     damage = rng.random() < 0.06
+    segment_blocks = rng.choice([64, 64, 256])
     swarm = Swarm(
         world=WorldConfig(
-            segments=rng.choice([20, 24, 32, 64]),
+            segments=rng.choice([20, 24, 32, 64, 128] if segment_blocks == 64 else [20, 24, 32, 64]),
+            segment_blocks=segment_blocks,
             ring_blocks=rng.choice([256, 300, 391, 512]),
             pages=rng.choice([64, 64, 128]),
             read_buffer_bytes=rng.choice([1, 2]) * MIB,
@@ -94,6 +99,9 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
         power=rng.choice([0.0, 0.5, 1.0]),
         reopen=rng.choice([0.0, 0.2]),
         crash_effects=rng.choice([10, 60, 400]),
+        busy_crash=rng.choice([0.0, 0.5, 1.0]),
+        storm=rng.random() < 0.15,
+        slot_loss=rng.choice([0.0, 0.0, 0.3]),
         faulty=rng.choice([0.0, 0.5, 1.0]),
         damage=damage,
     )

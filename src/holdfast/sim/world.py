@@ -8,7 +8,7 @@ bounded simulated time is an AssertionError that names who waits for what.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from holdfast.engine import Engine, EngineOptions
@@ -16,6 +16,7 @@ from holdfast.errors import HoldfastError
 from holdfast.memory.budget import Budget
 from holdfast.memory.plan import MemoryPlan
 from holdfast.pool.format import new_superblock
+from holdfast.pool.superblock import Superblock
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.serving.bring_up import Surroundings, bring_up
 from holdfast.serving.clients import Clients
@@ -40,9 +41,13 @@ TURNS_MAX = 2_000_000
 
 @dataclass(slots=True)
 class WorldConfig:
-    """`ring_blocks` and `pages` are the memory that the engine gets; `segments` the capacity, of 1 MiB each."""
+    """`ring_blocks` and `pages` are the memory that the engine gets; `segments` the capacity.
+
+    segment_blocks: 256 at least in a real pool; with fewer, segments are sealed, emptied and reused more often
+    """
 
     segments: int = 64
+    segment_blocks: int = 256
     ring_blocks: int = 512
     pages: int = 128
     read_buffer_bytes: int = 2 * MIB
@@ -112,12 +117,7 @@ class World:
         brought_up = bring_up(
             around,
             EngineOptions(self.plan, budget=self._budget),
-            new=lambda: new_superblock(
-                uuid=self.rng.randbytes(16),
-                segment_size_bytes=MIB,
-                capacity_bytes=self.config.segments * MIB,
-                created_ns=self.clock.wall_ns(),
-            ),
+            new=self._new_superblock,
         )
         self.engine = brought_up.engine
         self.heartbeat = Heartbeat(self.loop, self.engine)
@@ -132,6 +132,15 @@ class World:
         )
         self.loop.before_sleep.append(self.server.answer)
         self.wait_for(lambda done: self.engine.open(brought_up.known_end, done), self.failures)
+
+    def _new_superblock(self) -> Superblock:
+        made = new_superblock(
+            uuid=self.rng.randbytes(16),
+            segment_size_bytes=MIB,
+            capacity_bytes=self.config.segments * MIB,
+            created_ns=self.clock.wall_ns(),
+        )
+        return replace(made, segment_blocks=self.config.segment_blocks)
 
     def close(self) -> None:
         """A clean end: afterwards only the disk is left."""

@@ -49,6 +49,7 @@ def fixed_swarm(*, damage: bool = False) -> Swarm:
         places=6,
         region_blocks=24,
         length_max=300 * BLOCK_SIZE_BYTES,
+        large=0.1,
         unaligned=0.2,
         overlap=0.1,
         phases=1,

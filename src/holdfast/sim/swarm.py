@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from holdfast.sim.disk import DiskCharacter
-from holdfast.sim.faults import DAMAGE, FLIP, POINTS
+from holdfast.sim.faults import DAMAGE, FAILURES, FLIP, POINTS
 from holdfast.sim.prng import stream
 from holdfast.sim.world import WorldConfig
 from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
@@ -37,6 +37,7 @@ class Swarm:
     places: int  # most requests go to so many places all over a volume, each in a leaf of its own; 0: to none
     region_blocks: int  # the others go to so many blocks in a few regions of each volume
     length_max: int
+    large: float  # how many requests are longer than four blocks
     unaligned: float
     overlap: float  # how often a change may meet another one of the same block that is under way
     phases: int
@@ -62,7 +63,7 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
     for action, often in ACTIONS.items():
         if rng.random() < 0.7 or action == "write":
             actions[action] = max(1, int(often * rng.choice([0.3, 1, 1, 3])))
-    damage = rng.random() < 0.06
+    damage = rng.random() < 0.1
     segment_blocks = rng.choice([64, 64, 256])
     swarm = Swarm(
         world=WorldConfig(
@@ -92,6 +93,7 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
         places=rng.choice([0, 0, 0, 0, 0, 0, 20, 60]),
         region_blocks=rng.choice([8, 8, 40, 40, 120, 200]),
         length_max=rng.choice([4, 16, 64, 400]) * BLOCK_SIZE_BYTES,
+        large=0.1,
         unaligned=rng.choice([0.0, 0.1, 0.5]),
         overlap=rng.choice([0.0, 0.1, 0.5]),
         phases=min(rng.choice([2, 2, 3, 3, 5, 8]), max(2, operations // 60)),
@@ -105,8 +107,18 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
         faulty=rng.choice([0.0, 0.5, 1.0]),
         damage=damage,
     )
+    if rng.random() < 0.15:
+        # A small pool, written over again and again: segments are emptied, freed and reused all the time.
+        swarm.world.segments, swarm.world.segment_blocks = 20, 64
+        swarm.large, swarm.length_max, swarm.region_blocks = 0.7, 48 * BLOCK_SIZE_BYTES, 40
+        swarm.places = 0
+        swarm.crash, swarm.slot_loss = 1.0, 0.5
     if swarm.faulty or damage:
         swarm.faults = _draw_faults(rng, damage=damage)
+    if swarm.large > 0.5 and not damage and rng.random() < 0.5:
+        # ... while no checkpoint gets to its end.
+        swarm.faulty, swarm.slot_loss, swarm.busy_crash = 1.0, 0.0, 0.5
+        swarm.faults = [("write superblock", rng.choice(FAILURES), 1.0)]
     return swarm
 
 

@@ -196,9 +196,9 @@ class Workload:
         rng, size, swarm = self.rng, client.size_bytes, self.swarm
         length_max = min(length_max or swarm.length_max, size)
         dice = rng.random()
-        if dice < 0.6:
+        if dice < 0.6 - swarm.large / 2:
             length = BLOCK_SIZE_BYTES
-        elif dice < 0.9:
+        elif dice < 1 - swarm.large:
             length = rng.randrange(1, 5) * BLOCK_SIZE_BYTES
         else:
             length = rng.randrange(1, length_max + 1)

@@ -227,6 +227,9 @@ class Engine:
         ready = scheduler.ready
         if self.next_turn.tasks:
             self.next_turn.wake()
+        if self.table.released:
+            self.table.released = False
+            self.page_room.wake()
         if ready:
             scheduler.run_ready()
         # Looked at once a segment, and whenever something happened that may have changed the answer: not in every turn.
@@ -243,7 +246,7 @@ class Engine:
         if ready:
             scheduler.run_ready()
         self.log.publish()
-        return bool(self.next_turn.tasks or ready)
+        return bool(self.next_turn.tasks or ready or (self.table.released and self.page_room.tasks))
 
     def tick(self) -> None:
         """Some times a second."""

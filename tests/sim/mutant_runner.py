@@ -7,7 +7,7 @@ Seeds are tried from 0 on until one fails. What came of it is printed as one lin
 
 An exception that is no AssertionError counts as found, too: the engine of that seed did not survive.
 
-`--mutant ""` plants nothing, for the proof that the same seeds pass without.
+An empty name plants nothing: for the proof that the same seeds pass without a bug.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Planter(MetaPathFinder):
         if fullname != self.mutant.module:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
-        assert spec is not None and spec.origin is not None, f"there is no module {fullname}"
+        assert spec is not None, f"there is no module {fullname}"
+        assert spec.origin is not None
         spec.loader = MutatedLoader(fullname, spec.origin, self.mutant)
         self.planted = True
         return spec

@@ -474,7 +474,8 @@ VOLUMES = [
         "a task that is cancelled while it reads a block leaves the segment pinned",
         "P5, P7",
         "holdfast.volume.block_reader",
-        "                try:\n                    yield io\n                finally:\n                    self.space.unpin(segment)",
+        "                try:\n                    yield io\n"
+        "                finally:\n                    self.space.unpin(segment)",
         "                yield io\n                self.space.unpin(segment)",
     ),
     Mutant(
@@ -580,7 +581,8 @@ VOLUMES = [
         "a trim that meets an obstacle waits, and then goes on behind the leaf that it could not change",
         "P6",
         "holdfast.volume.write",
-        "                yield from self.overcome(obstacle, volume, first)\n            else:\n                first = stop",
+        "                yield from self.overcome(obstacle, volume, first)\n"
+        "            else:\n                first = stop",
         "                yield from self.overcome(obstacle, volume, first)\n            first = stop",
     ),
 ]
@@ -708,8 +710,8 @@ SERVING = [
     ),
 ]
 
-# What the simulator found in the engine, planted again: the mends taken back.  Seeds that found them once draw other runs
-# today; that the bug is found is what is kept.
+# What the simulator found in the engine, planted again: the mends taken back.  Seeds that found them once draw other
+# runs today; that the bug is found is what is kept.
 FOUND_AND_MENDED = [
     Mutant(
         "replies-within-a-long-read",
@@ -725,7 +727,8 @@ FOUND_AND_MENDED = [
         "P5",
         "holdfast.serving.session",
         "            waiting = self._begin(self.backlog.popleft())\n            if self.closed:\n"
-        "                return  # it answered something, and that could not be sent\n            if waiting is not None:\n"
+        "                return  # it answered something, and that could not be sent\n"
+        "            if waiting is not None:\n"
         "                self.backlog.appendleft(waiting)\n                break\n",
         "            waiting = self._begin(self.backlog[0])\n            if waiting is not None:\n"
         "                self.backlog[0] = waiting\n                break\n            self.backlog.popleft()\n",
@@ -735,8 +738,8 @@ FOUND_AND_MENDED = [
         "what is left of a batch is begun for a client that is gone, and nothing ends it any more",
         "P5",
         "holdfast.serving.connection",
-        "                if not self._is_open():\n                    return  # what is left of the batch is that of a client"
-        " which is gone\n",
+        "                if not self._is_open():\n"
+        "                    return  # what is left of the batch is that of a client which is gone\n",
         "",
     ),
     Mutant(

@@ -37,7 +37,7 @@ def check_accounts(world: World) -> None:
 def check_nothing_held(world: World) -> None:
     """Nothing is kept back by work that is over."""
     engine = world.engine
-    assert not len(engine.scheduler.tasks), world.who_waits()
+    assert all(world.waits_for_space(task) for task in engine.scheduler.tasks), world.who_waits()
     assert engine.read_buffers.used_bytes == 0
     assert not engine.space._readers, "segments are pinned by reads that are over"
     cache = engine.cache

@@ -136,7 +136,8 @@ def _work(
 ) -> None:
     """In a process of its own: take the next number until there is none. The last result is None."""
     _quieten()
-    while deadline is None or time.monotonic() < deadline:
+    parent = multiprocessing.parent_process()
+    while (deadline is None or time.monotonic() < deadline) and parent is not None and parent.is_alive():
         with taken.get_lock():
             number = taken.value
             taken.value += 1

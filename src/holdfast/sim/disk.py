@@ -31,7 +31,7 @@ from holdfast.units import BLOCK_SIZE_BYTES
 
 SECTOR = 512
 # Readings between two wrong ones of the same file, at least.
-FLIP_READS_MIN = 64
+FLIP_READS_MIN = 16
 _Mask = npt.NDArray[np.bool_]
 _NAMES = ("read", "write", "sync", "prepare")
 

@@ -58,6 +58,7 @@ def fixed_swarm(*, damage: bool = False) -> Swarm:
         reopen=0.0,
         crash_effects=1,
         busy_crash=0.0,
+        cold=0.0,
         storm=False,
         slot_loss=0.0,
         faulty=0.0,

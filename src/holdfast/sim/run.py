@@ -69,7 +69,7 @@ class Run:
         """Do all of it. Raises AssertionError where a promise is broken."""
         world, work, swarm = self.world, self.work, self.swarm
         try:
-            world.open()
+            self._make_pool()
             for _ in range(swarm.volumes):
                 work.create()
                 world.settle()
@@ -77,6 +77,8 @@ class Run:
                 self._phase()
                 if work.operations >= swarm.operations:
                     break
+            while work.operations < swarm.operations:
+                self._send_in_peace()
             self._end()
         finally:
             outcome = self.outcome
@@ -86,6 +88,23 @@ class Run:
             outcome.trace = world.trace.value()
             outcome.struck = world.faults.struck
         return self.outcome
+
+    def _make_pool(self) -> None:
+        """A new pool; its making may be cut short."""
+        if self.rng.random() < 0.2:
+            self.world.fate.left = self.rng.randrange(20)
+        try:
+            self.world.open()
+            self.world.fate.spare()
+        except Crashed:
+            self.crash(power=self.rng.random() < 0.5)
+
+    def _send_in_peace(self) -> None:
+        """The requests that are still missing, while nothing fails and nobody dies."""
+        self._set_faults([])
+        self.work.connect_all()
+        self.send(self.swarm.operations - self.work.operations)
+        self.calm()
 
     def _phase(self) -> None:
         """Requests, perhaps with faults, perhaps with a death at the end."""
@@ -100,6 +119,8 @@ class Run:
         # After a death a damaged medium leaves nothing to go on from: that comes at the end.
         crash = (swarm.storm or rng.random() < swarm.crash) and not swarm.damage and 2 * operations > full
         work.connect_all()
+        if rng.random() < swarm.cold:
+            self._forget_pages()
         if crash:
             self.send(rng.randrange(operations))
             if rng.random() < swarm.busy_crash:
@@ -156,6 +177,14 @@ class Run:
             self.model.must_survive(moment)
         world.settle()
 
+    def _forget_pages(self) -> None:
+        """Drop every page of the maps that can be read again: looking at everything has brought all of them in."""
+        cache = self.world.engine.cache
+        for _ in range(8):  # levels of a map, leaves first
+            for slot in list(cache.slot_of.values()):
+                if not cache.stamp[slot] and not cache.children[slot]:
+                    cache.forget(slot)
+
     def _set_faults(self, faults: list[tuple[str, str, float]]) -> None:
         self.world.faults.calm()
         for point, kind, rate in faults:
@@ -187,7 +216,11 @@ class Run:
                 world.note("server", "refuses", error)
                 return False
             except (DiskError, NoSpaceError) as error:
-                assert world.faults.failing(), f"the pool does not open: {error}"
+                if isinstance(error, NoSpaceError):
+                    # Deaths during recovery can use up what a full pool holds back. It says what helps, and that does.
+                    world.add_capacity()
+                else:
+                    assert world.faults.failing(), f"the pool does not open: {error}"
                 self._die(power=False)
                 self._set_faults([])
         self._opening = False

@@ -18,7 +18,7 @@ from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
 # Requests, and what else may happen between two of them, with how often at most.
 ACTIONS = {
     "write": 60, "read": 40, "trim": 8, "zero": 10, "flush": 10, "status": 4, "cache": 3, "nonsense": 1,
-    "stop_reading": 1, "hang_up": 1, "say_goodbye": 1, "checkpoint": 2, "create": 1, "remove": 1,
+    "stop_reading": 1, "hang_up": 2, "say_goodbye": 1, "checkpoint": 2, "create": 1, "remove": 1,
 }  # fmt: skip
 SIZES = [1 * MIB + 1234, 8 * MIB, 60 * MIB, 700 * MIB, 3 << 40]
 
@@ -46,6 +46,7 @@ class Swarm:
     reopen: float
     crash_effects: int
     busy_crash: float  # how often a death comes while or soon after a checkpoint is written
+    cold: float  # how often a phase begins without a page of the maps in memory
     storm: bool  # many deaths, with few requests between them
     slot_loss: float  # how often a death takes the newer superblock slot with it
     faulty: float  # how often a phase has faults
@@ -102,6 +103,7 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
         reopen=rng.choice([0.0, 0.2]),
         crash_effects=rng.choice([10, 60, 400]),
         busy_crash=rng.choice([0.0, 0.5, 1.0]),
+        cold=rng.choice([0.0, 0.5, 1.0]),
         storm=rng.random() < 0.15,
         slot_loss=rng.choice([0.0, 0.0, 0.3]),
         faulty=rng.choice([0.0, 0.5, 1.0]),
@@ -128,7 +130,9 @@ def _draw_faults(rng: Random, *, damage: bool) -> list[tuple[str, str, float]]:
         for kind in kinds:
             if kind in DAMAGE:
                 if damage and rng.random() < 0.5:
-                    chosen.append((point, kind, rng.choice([0.002, 0.01])))
+                    chosen.append((point, kind, rng.choice([0.01, 0.1])))
             elif rng.random() < 0.15:
-                chosen.append((point, kind, 0.02 if kind == FLIP else rng.choice([0.01, 0.1, 0.5, 1.0])))
+                chosen.append(
+                    (point, kind, rng.choice([0.02, 0.2]) if kind == FLIP else rng.choice([0.01, 0.1, 0.5, 1.0]))
+                )
     return chosen

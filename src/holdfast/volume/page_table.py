@@ -36,6 +36,7 @@ class PageTable:
         self.reader = reader
         self.page_room = page_room  # woken when a page may have become evictable
         self.pages_read = 0
+        self.released = False  # a page may have become evictable since `page_room` was woken
         self._scheduler = scheduler
         self._loading: dict[int, Waitlist] = {}
 
@@ -83,8 +84,9 @@ class PageTable:
                 if parent >= 0:
                     cache.children[parent] -= 1
                 # Whoever found every slot taken by pages on their way in: this one can be evicted now, or it was
-                # given back.
-                self.page_room.wake()
+                # given back. They are woken with the next turn: at once, many who need more pages than there are would
+                # wake each other for ever, and the turn that writes pages out would never come.
+                self.released = True
             cache.install(slot, key, parent)
             return slot
 

@@ -150,6 +150,7 @@ class Engine:
         self._checkpoint_position = 0
         self._maintained_ordinal = -1
         self._complaints = 0
+        self._last_complaint = ""
         self._maintenance_wanted = True
         self._host_full_until_ns = 0
         self._checkpoint_log_blocks = (
@@ -253,7 +254,8 @@ class Engine:
         now_ns = self.clock.now_ns()
         self._maintenance_wanted = True
         if self._complaints > COMPLAINTS_A_TICK_MAX:
-            log_output.warning("... and %d more of these", self._complaints - COMPLAINTS_A_TICK_MAX)
+            more = self._complaints - COMPLAINTS_A_TICK_MAX
+            log_output.warning("... and %d more of these, the last: %s", more, self._last_complaint)
         self._complaints = 0
         self.flusher.tick(now_ns)
         self.next_tick.wake()
@@ -352,6 +354,7 @@ class Engine:
     def complain(self, text: str) -> None:
         """Log what a client is being told, a bounded number of times a second: clients repeat what fails."""
         self._complaints += 1
+        self._last_complaint = text
         if self._complaints <= COMPLAINTS_A_TICK_MAX:
             log_output.warning("%s", text)
 

@@ -88,7 +88,7 @@ class RunningServer:
         loud = [line for line in self.log().splitlines() if _LOUD.search(line)]
         unexpected = [line for line in loud if expected is None or not re.search(expected, line)]
         assert code == 0, f"exit code {code}: {self.log()}"
-        assert unexpected == []
+        assert unexpected == [], "\n".join(unexpected)
 
     def _end(self, signum: int) -> int:
         assert self._process is not None

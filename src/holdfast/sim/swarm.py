@@ -68,7 +68,7 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
     segment_blocks = rng.choice([64, 64, 256])
     swarm = Swarm(
         world=WorldConfig(
-            segments=rng.choice([20, 24, 32, 64, 128] if segment_blocks == 64 else [20, 24, 32, 64]),
+            segments=rng.choice([48, 64, 128] if segment_blocks == 64 else [20, 24, 32, 64]),
             segment_blocks=segment_blocks,
             ring_blocks=rng.choice([256, 300, 391, 512]),
             pages=rng.choice([64, 64, 128]),
@@ -111,7 +111,7 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
     )
     if rng.random() < 0.15:
         # A small pool, written over again and again: segments are emptied, freed and reused all the time.
-        swarm.world.segments, swarm.world.segment_blocks = 20, 64
+        swarm.world.segments, swarm.world.segment_blocks = 40, 64
         swarm.large, swarm.length_max, swarm.region_blocks = 0.7, 48 * BLOCK_SIZE_BYTES, 40
         swarm.places = 0
         swarm.crash, swarm.slot_loss = 1.0, 0.5

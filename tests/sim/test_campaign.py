@@ -12,7 +12,7 @@ import pytest
 from holdfast.sim.exhaustive import cases
 from holdfast.sim.faults import FAULTS, POINTS
 
-SEEDS = 100
+SEEDS = 400
 OPERATIONS = 1000
 
 

@@ -161,7 +161,7 @@ def _map_lookup() -> Timed:
     pages = 1024
     cache = PageCache(aligned_buffer(pages * BLOCK_SIZE_BYTES), Budget("pages", pages * BLOCK_SIZE_BYTES))
     for index in range(pages):
-        cache.install(cache.take_slot(), index, -1)
+        cache.install(cache.take_slots(1)[0], index, -1)
     lbas = [index * 7919 % (pages << PAGE_SHIFT) for index in range(BATCH)]
 
     def look_up() -> None:

@@ -87,6 +87,7 @@ class Engine:
         self.ring_room = Waitlist(self.scheduler, "room in the ring")
         self.segment_room = Waitlist(self.scheduler, "a free segment")
         self.page_room = Waitlist(self.scheduler, "a page of map memory")
+        self.clean_room = Waitlist(self.scheduler, "fewer dirty pages of the map")
         self.buffer_room = Waitlist(self.scheduler, "a read buffer")
         self.next_turn = Waitlist(self.scheduler, "the next turn")
         self.next_tick = Waitlist(self.scheduler, "the next tick")
@@ -106,7 +107,12 @@ class Engine:
         self.table = PageTable(pages, blocks, self.scheduler, self.page_room)
         volumes: dict[int, Volume] = {}
         self.pages = PageWriter(
-            pages, self.log, volumes, wait_for_room=self._wait_for_room, next_turn=self._wait_for_turn
+            pages,
+            self.log,
+            volumes,
+            clean_room=self.clean_room,
+            wait_for_room=self._wait_for_room,
+            next_turn=self._wait_for_turn,
         )
         self.reader = Reader(pages, self.table, blocks, next_turn=self.next_turn)
         self.writer = Writer(
@@ -261,6 +267,7 @@ class Engine:
         self.next_tick.wake()
         # A budget may have refused although nobody holds anything that will be released.
         self.page_room.wake()
+        self.clean_room.wake()
         self.buffer_room.wake()
         if self.space.host_full and now_ns >= self._host_full_until_ns:
             self._host_full_until_ns = now_ns + HOST_FULL_RETRY_NS

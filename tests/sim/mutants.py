@@ -483,8 +483,8 @@ VOLUMES = [
         "a page that cannot be read keeps the slot that it was to go into",
         "P8",
         "holdfast.volume.page_table",
-        "            if errno:\n                self.cache.give_back(slot)",
-        "            if errno > 0 and self.cache.free:\n                self.cache.give_back(slot)",
+        "                for slot in slots:\n                    cache.give_back(slot)\n",
+        "                for slot in slots[1:]:\n                    cache.give_back(slot)\n",
     ),
     Mutant(
         "parent-not-held",
@@ -516,8 +516,8 @@ VOLUMES = [
         "a refused charge for a read buffer is not tried again unless one is released",
         "P5",
         "holdfast.engine",
-        "        self.page_room.wake()\n        self.buffer_room.wake()\n        if self.space.host_full",
-        "        self.page_room.wake()\n        if self.space.host_full",
+        "        self.clean_room.wake()\n        self.buffer_room.wake()\n        if self.space.host_full",
+        "        self.clean_room.wake()\n        if self.space.host_full",
     ),
     Mutant(
         "ring-room-lost-wake-up",
@@ -814,6 +814,22 @@ FOUND_AND_MENDED = [
         "holdfast.engine",
         "            checkpoint=lambda: self.checkpoint(both_slots=True),\n",
         "            checkpoint=self.checkpoint,\n",
+    ),
+    Mutant(
+        "page-slots-one-by-one",
+        "tasks short of page slots each bring in what the others have just had evicted, over and over",
+        "P5, W2",
+        "holdfast.volume.page_table",
+        "            slots = cache.take_slots(top - level + 1)\n",
+        "            slots = cache.take_slots(top - level + 1)\n            self.released |= not slots\n",
+    ),
+    Mutant(
+        "log-in-a-dead-segment-not-found",
+        "the older superblock slot does not know of a segment that the newer checkpoint freed and the log is in again",
+        "P1",
+        "holdfast.pool.opening",
+        "        for segment in [*self.space.free, *dead]:\n",
+        "        for segment in list(self.space.free):\n",
     ),
 ]
 

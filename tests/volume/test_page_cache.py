@@ -17,8 +17,7 @@ def cache() -> PageCache:
 
 
 def install(cache: PageCache, key: int, parent: int = -1) -> int:
-    slot = cache.take_slot()
-    assert slot >= 0
+    (slot,) = cache.take_slots(1)
     cache.install(slot, key, parent)
     return slot
 
@@ -28,12 +27,11 @@ def test_a_clean_page_gives_way_and_its_parent_after_it(cache: PageCache) -> Non
     for index in range(PAGES - 1):
         install(cache, page_owner(1, 0, index), root)
     assert not cache.free
-    slot = cache.take_slot()
-    assert slot >= 0
+    (slot,) = cache.take_slots(1)
     assert page_owner(1, 1, 0) in cache.slot_of, "the root still had children"
     cache.give_back(slot)
     while cache.children[root]:
-        cache.give_back(cache.take_slot())
+        cache.give_back(*cache.take_slots(1))
         cache.forget(next(slot for slot in cache.slot_of.values() if slot != root))
     assert cache.parent(root) == -1
 
@@ -45,7 +43,7 @@ def test_dirty_and_frozen_pages_stay(cache: PageCache) -> None:
     assert cache.freeze() == slots[: PAGES // 2]
     for slot in slots[PAGES // 2 :]:
         cache.mark_dirty(slot)
-    assert cache.take_slot() == -1
+    assert cache.take_slots(1) == []
     assert cache.dirty_pages == PAGES // 2
 
 
@@ -53,9 +51,9 @@ def test_a_page_whose_child_is_on_its_way_stays(cache: PageCache) -> None:
     slots = [install(cache, page_owner(1, 0, index)) for index in range(PAGES)]
     for slot in slots:
         cache.children[slot] += 1
-    assert cache.take_slot() == -1
+    assert cache.take_slots(1) == []
     cache.children[slots[5]] -= 1
-    assert cache.take_slot() == slots[5]
+    assert cache.take_slots(1) == [slots[5]]
 
 
 def test_eviction_goes_round_rather_than_hit_the_same_pages(cache: PageCache) -> None:
@@ -86,15 +84,15 @@ def test_a_page_that_the_budget_refuses_is_not_taken() -> None:
     budget = Budget("pages", 3 * 4096)
     cache = PageCache(memoryview(bytearray(PAGES * 4096)), budget)
     slots = [install(cache, page_owner(1, 0, index)) for index in range(3)]
-    assert cache.take_slot() == -1
+    assert cache.take_slots(1) == []
     assert len(cache.free) == PAGES - 3
     cache.forget(slots[1])
-    assert cache.take_slot() >= 0
+    assert len(cache.take_slots(1)) == 1
 
 
 def test_what_is_taken_of_the_budget_is_what_is_not_free(cache: PageCache) -> None:
     budget = cache._budget
-    slot = cache.take_slot()
+    (slot,) = cache.take_slots(1)
     assert budget.used_bytes == 4096
     cache.give_back(slot)
     assert budget.used_bytes == 0
@@ -103,3 +101,13 @@ def test_what_is_taken_of_the_budget_is_what_is_not_free(cache: PageCache) -> No
         assert budget.used_bytes == (PAGES - len(cache.free)) * 4096
     cache.forget_volume(1 << VOLUME_SHIFT)
     assert budget.used_bytes == 0
+
+
+def test_several_slots_are_taken_at_once_or_none_is(cache: PageCache) -> None:
+    slots = [install(cache, page_owner(1, 0, index)) for index in range(PAGES)]
+    for slot in slots[3:]:
+        cache.mark_dirty(slot)
+    before = cache._budget.used_bytes
+    assert cache.take_slots(4) == []
+    assert cache._budget.used_bytes == before - 3 * 4096, "the three were evicted, and are free"
+    assert sorted(cache.take_slots(3)) == slots[:3]

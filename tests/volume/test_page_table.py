@@ -9,6 +9,7 @@ from holdfast.sim.accounts import check_accounts
 from holdfast.sim.world import World
 from holdfast.units import BLOCK_SIZE_BYTES, GIB, MIB
 from holdfast.volume.volume import Volume, root_level_for
+from tests.engine.helpers import create
 
 END = 1500  # leaves of the volume
 
@@ -107,3 +108,29 @@ def test_many_who_want_one_page_read_it_once(world: World, volume: Volume) -> No
     world.settle()
     assert len({outcome[0] for outcome in outcomes}) == 1
     assert world.engine.table.pages_read - before <= 3, "one for each level"
+
+
+def test_those_who_need_more_pages_than_there_are_wait_and_do_not_read_over_and_over(world: World) -> None:
+    """Each needs four pages, and three can be had: bringing those in would only take them from the others."""
+    volume = create(world, "far", 3 << 40)
+    leaves_of_far = [tib << 19 for tib in range(3)]
+    for leaf in leaves_of_far:
+        put(world, volume, leaf)
+    world.close()
+    world.open()
+    volume = world.engine.find("far")
+    world.disk.character.cached = 0.0
+    cache, table = world.engine.cache, world.engine.table
+    held = [slot for _ in range(cache.pages) for slot in cache.take_slots(1)]
+    for slot in held[:3]:
+        cache.give_back(slot)
+    before = table.pages_read
+    outcomes = [world.spawn(table.page(volume, 0, leaf, create=False)) for leaf in leaves_of_far]
+    world.go_on(1_000_000_000, lambda: False)
+    assert outcomes == [[], [], []]
+    assert table.pages_read == before
+    for slot in held[3:]:
+        cache.give_back(slot)
+    world.settle()
+    assert all(outcome[0] >= 0 for outcome in outcomes)
+    check_accounts(world)

@@ -161,8 +161,9 @@ class Opener:
     def _candidates(self, scanner: LogScanner) -> Work:
         """Ordinal -> id of the segments that may belong to the log from the replay position on.
 
-        Either the checkpoint knew them, or they were free at it and have been opened since. A header that does not
-        check out is mended, for the log would end there: the segment may be the newest, and nothing else tells of it.
+        Either the checkpoint knew them, or they were free at it and have been opened since; or dead at it: the one
+        behind it freed them, and its superblock slot was lost. A header that does not check out is mended, for the log
+        would end there: the segment may be the newest, and nothing else tells of it.
         """
         first = self.superblock.replay_position >> self.shift
         state = self.space.state
@@ -170,7 +171,8 @@ class Opener:
         for segment in np.flatnonzero((state != ABSENT) & (state != FREE)).tolist():
             if int(self.space.ordinal[segment]) >= first:
                 candidates[int(self.space.ordinal[segment])] = segment
-        for segment in list(self.space.free):
+        dead = np.flatnonzero((state == SEALED) & (self.space.live == 0)).tolist()
+        for segment in [*self.space.free, *dead]:
             header = yield from scanner.segment_header(segment, mend=True)
             if header is not None and header.epoch == self.superblock.epoch and header.ordinal >= first:
                 candidates[header.ordinal] = segment
@@ -183,7 +185,7 @@ class Opener:
             space.state[segment] = SEALED
         last = end >> self.shift if open_segment >= 0 else (end >> self.shift) - 1
         for ordinal, segment in candidates.items():
-            if ordinal <= last and space.state[segment] in (ABSENT, FREE):
+            if ordinal <= last and (space.state[segment] in (ABSENT, FREE) or space.ordinal[segment] != ordinal):
                 space.claim(segment, ordinal)
         if open_segment >= 0:
             space.claim(open_segment, end >> self.shift)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from holdfast.errors import GoneError
 from holdfast.nbd.client import DATA, ERROR, HOLE, STATUS, ClientHandshake, Reply, ReplyReader, request
 from holdfast.nbd.protocol import CMD_DISC, CMD_READ
 from holdfast.serving.clients import Clients
@@ -152,7 +153,11 @@ class SimClient:
         self.on_wake()
 
     def _shake_hands(self, handshake: ClientHandshake, data: bytes) -> None:
-        handshake.receive_data(data)
+        try:
+            handshake.receive_data(data)
+        except GoneError:  # the server is on its way out, and says so
+            self.hang_up(reset=False)
+            return
         self._unsent += handshake.data_to_send()
         terms = handshake.terms
         if terms is not None:

@@ -63,16 +63,19 @@ class PageCache:
         at = slot * BLOCK_SIZE_BYTES
         return self.bytes[at : at + BLOCK_SIZE_BYTES]
 
-    def take_slot(self) -> int:
-        """A free slot, evicting clean pages where there is none; -1 if every page is dirty or has resident children, or
-        the budget refuses."""
-        if not self.free:
+    def take_slots(self, count: int) -> list[int]:
+        """So many free slots, evicting clean pages where there are too few. None at all, if every page is dirty or has
+        resident children, or the budget refuses."""
+        free = self.free
+        if len(free) < count:
             self._evict()
-            if not self.free:
-                return -1
-        if not self._budget.try_charge(BLOCK_SIZE_BYTES):
-            return -1
-        return self.free.pop()
+            if len(free) < count:
+                return []
+        if not self._budget.try_charge(count * BLOCK_SIZE_BYTES):
+            return []
+        taken = free[-count:]
+        del free[-count:]
+        return taken
 
     def _evict(self) -> None:
         evictable = np.flatnonzero(self._used & (self._stamp_column == 0) & (self._children_column == 0))
@@ -86,7 +89,7 @@ class PageCache:
         self._hand = chosen[-1] + 1
 
     def give_back(self, slot: int) -> None:
-        """Return a slot that `take_slot` gave and `install` never used."""
+        """Return a slot that `take_slots` gave and `install` never used."""
         self._budget.release(BLOCK_SIZE_BYTES)
         self.free.append(slot)
 

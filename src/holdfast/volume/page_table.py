@@ -44,51 +44,76 @@ class PageTable:
         """Make a page resident (a task's work); returns its slot, or -1 if it does not exist and is not to be made.
 
         Raises CorruptionError or DiskError if the page, or one above it, cannot be read.
+
+        The slots for all that is missing are taken at once, or none is: tasks that each had some and waited for more
+        would evict what the others had brought in, for ever.
         """
         cache = self.cache
-        key = volume.key_base | level << LEVEL_SHIFT | index
+        slot_of = cache.slot_of
         while True:
-            slot = cache.slot_of.get(key)
+            slot = slot_of.get(volume.key_base | level << LEVEL_SHIFT | index)
             if slot is not None:
                 return slot
+            top = level  # the highest page that is missing
             parent = -1
-            if level < volume.root_level:
-                parent = yield from self.page(volume, level + 1, index >> PAGE_SHIFT, create=create)
-                if parent < 0:
-                    return -1
-                slot = cache.slot_of.get(key)
-                if slot is not None:
-                    return slot
-                entry = cache.words[parent << PAGE_SHIFT | index & PAGE_MASK]
-            else:
-                entry = volume.root
-            if entry == 0 and not create:
+            while top < volume.root_level:
+                above = slot_of.get(volume.key_base | top + 1 << LEVEL_SHIFT | index >> PAGE_SHIFT * (top + 1 - level))
+                if above is not None:
+                    parent = above
+                    break
+                top += 1
+            place = index >> PAGE_SHIFT * (top - level)
+            if not create and self._entry(volume, parent, place) == 0:
                 return -1
+            key = volume.key_base | top << LEVEL_SHIFT | place
             if key in self._loading:
                 yield self._loading[key]
                 continue
             if parent >= 0:
-                cache.children[parent] += 1  # stays while its child is read, and is not evicted for the child's sake
-            slot = cache.take_slot()
-            if slot < 0:
-                if parent >= 0:
-                    cache.children[parent] -= 1
+                cache.children[parent] += 1  # not evicted for its child's sake
+            slots = cache.take_slots(top - level + 1)
+            if parent >= 0:
+                cache.children[parent] -= 1
+            if not slots:
                 yield self.page_room
                 continue
             try:
-                if entry == 0:
-                    cache.arena[slot] = 0
-                else:
-                    yield from self._load(entry, key, slot, volume)
+                while True:
+                    place = index >> PAGE_SHIFT * (top - level)
+                    entry = self._entry(volume, parent, place)
+                    if entry == 0 and not create:
+                        return -1
+                    key = volume.key_base | top << LEVEL_SHIFT | place
+                    yield from self._bring_in(entry, key, slots[-1], parent, volume)
+                    parent = slots.pop()
+                    if top == level:
+                        return parent
+                    top -= 1
+            finally:
+                for slot in slots:
+                    cache.give_back(slot)
+                # Whoever found every slot taken by pages on their way in: these can be evicted now, or were given
+                # back. They are woken with the next turn, so that a turn in which pages are written out always comes.
+                self.released = True
+
+    def _entry(self, volume: Volume, parent: int, index: int) -> int:
+        """The map entry of a page, from the page above, in slot `parent`; -1: from the volume."""
+        return volume.root if parent < 0 else self.cache.words[parent << PAGE_SHIFT | index & PAGE_MASK]
+
+    def _bring_in(self, entry: int, key: int, slot: int, parent: int, volume: Volume) -> Work:
+        """Fill a slot with a page, a new one if `entry` is 0, and install it."""
+        cache = self.cache
+        if entry == 0:
+            cache.arena[slot] = 0
+        else:
+            if parent >= 0:
+                cache.children[parent] += 1  # stays while its child is read
+            try:
+                yield from self._load(entry, key, slot, volume)
             finally:
                 if parent >= 0:
                     cache.children[parent] -= 1
-                # Whoever found every slot taken by pages on their way in: this one can be evicted now, or it was
-                # given back. They are woken with the next turn: at once, many who need more pages than there are would
-                # wake each other for ever, and the turn that writes pages out would never come.
-                self.released = True
-            cache.install(slot, key, parent)
-            return slot
+        cache.install(slot, key, parent)
 
     def _load(self, entry: int, key: int, slot: int, volume: Volume) -> Work:
         waiting = self._loading[key] = Waitlist(self._scheduler, f"page {key:#x}")
@@ -98,8 +123,6 @@ class PageTable:
         finally:
             del self._loading[key]
             waiting.wake()
-            if errno:
-                self.cache.give_back(slot)
         self.pages_read += 1
         if errno:
             where = f"map page {key:#x} of volume {volume.name}"

@@ -18,7 +18,7 @@ from holdfast.pool.block import ADDRESS_MASK, KIND_MAP, LBA_MASK, LEVEL_SHIFT, S
 from holdfast.pool.space import Privilege
 from holdfast.volume.page_cache import PAGE_MASK, PAGE_SHIFT, PageCache
 from holdfast.volume.volume import Volume
-from holdfast.work.task import Work
+from holdfast.work.task import Waitlist, Work
 from holdfast.writeback.log import Log, Room
 
 LEVELS = 4
@@ -32,6 +32,7 @@ class PageWriter:
         log: Log,
         volumes: dict[int, Volume],
         *,
+        clean_room: Waitlist,
         wait_for_room: Callable[[Room], Work],
         next_turn: Callable[[], Work],
     ) -> None:
@@ -39,6 +40,7 @@ class PageWriter:
         self.log = log
         self.volumes = volumes
         self.pages_written = 0
+        self.clean_room = clean_room  # woken when pages may become dirty that could not before
         self._wait_for_room = wait_for_room
         self._next_turn = next_turn
         self._levels: list[list[int]] = [[] for _ in range(LEVELS)]
@@ -52,6 +54,7 @@ class PageWriter:
         for slot in self.cache.freeze():
             self._levels[self._level(slot)].append(slot)
         self._frozen_generation = self.cache.generation - 1
+        self.clean_room.wake()
 
     def write_all(self) -> Work:
         """Append all frozen pages (a task's work). Afterwards the roots of the volumes are those of the moment."""

@@ -135,7 +135,7 @@ class Writer:
     def _make_writable(self, slot: int) -> int:
         """Let a leaf be changed: append it first if the running checkpoint still needs it as it is."""
         cache = self.cache
-        if cache.dirty_pages >= cache.dirty_hard_limit:
+        if self._is_too_dirty():
             return Obstacle.TOO_DIRTY
         if cache.stamp[slot]:
             room = self.pages.thaw(slot)
@@ -144,18 +144,22 @@ class Writer:
         cache.mark_dirty(slot)
         return 0
 
+    def _is_too_dirty(self) -> bool:
+        return self.cache.dirty_pages >= self.cache.dirty_hard_limit
+
     # ---- with waiting
 
     def overcome(self, obstacle: int, volume: Volume, lba: int) -> Work:
         """Wait until trying again makes sense (a task's work). Raises NoSpaceError when waiting cannot help."""
-        if obstacle == Obstacle.NO_PAGE:
+        if obstacle == Obstacle.TOO_DIRTY or (obstacle == Obstacle.NO_PAGE and self._is_too_dirty()):
+            # Not even read before it may become dirty: many who wait would evict each other's pages.
+            yield self.pages.clean_room
+        elif obstacle == Obstacle.NO_PAGE:
             yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=True)
         elif obstacle == Obstacle.RING_FULL:
             yield self.ring_room
         elif obstacle == Obstacle.NO_SEGMENT:
             yield self.segment_room
-        elif obstacle == Obstacle.TOO_DIRTY:
-            yield self.table.page_room
         else:
             raise NoSpaceError(
                 "the pool has no free segment left for client data; trim or remove volumes, or add capacity"

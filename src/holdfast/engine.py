@@ -55,8 +55,11 @@ COMPLAINTS_A_TICK_MAX = 5
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
+    """pages_per_turn: how many pages of the map a checkpoint appends before clients have a turn"""
+
     memory: MemoryPlan
     preallocate: bool = False
+    pages_per_turn: int = 64
     budget: Callable[[str, int], Budget] = Budget  # makes the budgets, each from its name and limit
 
 
@@ -110,6 +113,7 @@ class Engine:
             pages,
             self.log,
             volumes,
+            pages_per_turn=options.pages_per_turn,
             clean_room=self.clean_room,
             wait_for_room=self._wait_for_room,
             next_turn=self._wait_for_turn,

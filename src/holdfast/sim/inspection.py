@@ -14,6 +14,7 @@ from holdfast.sim.model import Key, Model
 from holdfast.sim.workload import Workload
 from holdfast.sim.world import World
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
+from holdfast.volume.volume import Volume
 from holdfast.work.task import run_to_end
 
 _RUN_BLOCKS = 64
@@ -40,28 +41,35 @@ class Inspection:
 
     def _look(self, keys: Iterable[Key], found: dict[Key, bytes], *, damaged: bool) -> None:
         for name, first, count in _runs(sorted(keys)):
-            into = memoryview(bytearray(count * BLOCK_SIZE_BYTES))
-            volume = self.world.engine.by_name[name]
-            whole = volume.size_bytes >= (first + count) << BLOCK_SHIFT
-            if not (whole and self.world.engine.reader.read_run(volume, first, into)):
-                self._read(name, first, into, damaged=damaged, found=found)
-                continue
+            engine = self.world.engine
+            volume = engine.by_name[name]
+            offset = first << BLOCK_SHIFT
+            into = memoryview(bytearray(count * BLOCK_SIZE_BYTES))  # what is beyond the end of the volume stays zero
+            part = into[: volume.size_bytes - offset]
+            whole = len(part) == len(into)
+            bad: set[int] = set()
+            if not (whole and engine.reader.read_run(volume, first, into)):
+                try:
+                    self.world.run(engine.reader.read(volume, offset, part))
+                except HoldfastError as error:
+                    assert damaged, f"blocks from {first} on of {name}: {error}"
+                    bad = self._read_one_by_one(volume, first, into)
             for index in range(count):
-                found[name, first + index] = bytes(into[index << BLOCK_SHIFT : (index + 1) << BLOCK_SHIFT])
+                if index not in bad:
+                    found[name, first + index] = bytes(into[index << BLOCK_SHIFT : (index + 1) << BLOCK_SHIFT])
 
-    def _read(self, name: str, first: int, into: memoryview, *, damaged: bool, found: dict[Key, bytes]) -> None:
-        """Block by block, with waiting. What is beyond the end of the volume stays zero."""
-        engine = self.world.engine
-        volume = engine.by_name[name]
-        for at in range(0, len(into), BLOCK_SIZE_BYTES):
-            offset = (first << BLOCK_SHIFT) + at
+    def _read_one_by_one(self, volume: Volume, first: int, into: memoryview) -> set[int]:
+        """Read what can be read; returns which blocks cannot."""
+        bad = set()
+        for index in range(len(into) >> BLOCK_SHIFT):
+            offset = first + index << BLOCK_SHIFT
+            at = index << BLOCK_SHIFT
             part = into[at : at + min(BLOCK_SIZE_BYTES, volume.size_bytes - offset)]
             try:
-                self.world.run(engine.reader.read(volume, offset, part))
-            except HoldfastError as error:
-                assert damaged, f"block {offset >> BLOCK_SHIFT} of {name}: {error}"
-                continue
-            found[name, offset >> BLOCK_SHIFT] = bytes(into[at : at + BLOCK_SIZE_BYTES])
+                self.world.run(self.world.engine.reader.read(volume, offset, part))
+            except HoldfastError:
+                bad.add(index)
+        return bad
 
     # ---- after a crash
 

@@ -72,6 +72,7 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
             segment_blocks=segment_blocks,
             ring_blocks=rng.choice([256, 300, 391, 512]),
             pages=rng.choice([64, 64, 128]),
+            pages_per_turn=rng.choice([1, 5, 64]),
             read_buffer_bytes=rng.choice([1, 2]) * MIB,
             connection_bytes=rng.choice([256 * KIB, MIB]),
             disk=DiskCharacter(

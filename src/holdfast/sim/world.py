@@ -50,6 +50,7 @@ class WorldConfig:
     segment_blocks: int = 256
     ring_blocks: int = 512
     pages: int = 128
+    pages_per_turn: int = 64
     read_buffer_bytes: int = 2 * MIB
     connection_bytes: int = MIB
     disk: DiskCharacter = field(default_factory=DiskCharacter)
@@ -116,7 +117,7 @@ class World:
         )
         brought_up = bring_up(
             around,
-            EngineOptions(self.plan, budget=self._budget),
+            EngineOptions(self.plan, pages_per_turn=self.config.pages_per_turn, budget=self._budget),
             new=self._new_superblock,
             adjust=lambda superblock: replace(superblock, capacity_segments=self.config.segments),
         )

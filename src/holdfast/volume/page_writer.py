@@ -22,7 +22,6 @@ from holdfast.work.task import Waitlist, Work
 from holdfast.writeback.log import Log, Room
 
 LEVELS = 4
-PAGES_PER_TURN = 64
 
 
 class PageWriter:
@@ -32,6 +31,7 @@ class PageWriter:
         log: Log,
         volumes: dict[int, Volume],
         *,
+        pages_per_turn: int,
         clean_room: Waitlist,
         wait_for_room: Callable[[Room], Work],
         next_turn: Callable[[], Work],
@@ -41,6 +41,7 @@ class PageWriter:
         self.volumes = volumes
         self.pages_written = 0
         self.clean_room = clean_room  # woken when pages may become dirty that could not before
+        self._pages_per_turn = pages_per_turn  # so many are appended before clients have a turn
         self._wait_for_room = wait_for_room
         self._next_turn = next_turn
         self._levels: list[list[int]] = [[] for _ in range(LEVELS)]
@@ -64,7 +65,7 @@ class PageWriter:
         for slots in self._levels:
             # The list of the level above grows while this one is worked through; nothing is added to this one any more.
             for number, slot in enumerate(slots):
-                if number % PAGES_PER_TURN == PAGES_PER_TURN - 1:
+                if (number + 1) % self._pages_per_turn == 0:
                     log.room = 0  # the next client finds its own limit again
                     yield from self._next_turn()
                 while stamp[slot] == frozen and not log.room:

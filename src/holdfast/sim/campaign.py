@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import time
@@ -136,6 +137,9 @@ def _work(
 ) -> None:
     """In a process of its own: take the next number until there is none. The last result is None."""
     _quieten()
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # what a run leaves is collected after it, all at once
     parent = multiprocessing.parent_process()
     while (deadline is None or time.monotonic() < deadline) and parent is not None and parent.is_alive():
         with taken.get_lock():
@@ -144,6 +148,7 @@ def _work(
         if count is not None and number >= count:
             break
         results.put(work(first + number))
+        gc.collect()
     results.put(None)
 
 

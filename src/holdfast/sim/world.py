@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from holdfast.engine import Engine, EngineOptions
 from holdfast.errors import HoldfastError
 from holdfast.memory.budget import Budget
 from holdfast.memory.plan import MemoryPlan
 from holdfast.pool.format import new_superblock
 from holdfast.pool.superblock import Superblock
-from holdfast.runtime.buffers import aligned_buffer
 from holdfast.serving.bring_up import Surroundings, bring_up
 from holdfast.serving.clients import Clients
 from holdfast.serving.heartbeat import Heartbeat
@@ -73,7 +74,7 @@ class World:
         self.loop = SimLoop(self.clock, self._loop_rng, batch_ns=self.config.batch_ns)
         self.disk = SimDisk(self.loop, stream(seed, "disk"), self.faults, self.fate, self.trace)
         self.disk.character = self.config.disk
-        self.rings = RingShelf(aligned_buffer)
+        self.rings = RingShelf(_buffer)
         self.plan = MemoryPlan(
             budget_bytes=0,
             ring_bytes=self.config.ring_blocks * BLOCK_SIZE_BYTES,
@@ -112,7 +113,7 @@ class World:
             prng=SeededPrng(self.rng),
             ring=self.rings.open,
             boot_tag=self.boot,
-            allocate=aligned_buffer,
+            allocate=_buffer,
             name="simulated",
         )
         brought_up = bring_up(
@@ -347,9 +348,16 @@ class World:
         left = given.get(size_bytes)
         if left:
             return left.pop(0)
-        view = aligned_buffer(size_bytes)
+        view = _buffer(size_bytes)
         self._scratch.setdefault(size_bytes, []).append(view)
         return view
+
+
+def _buffer(size_bytes: int) -> memoryview:
+    """A page-aligned buffer like those of the real server, off the heap, which gives memory again faster."""
+    memory = np.zeros(size_bytes + BLOCK_SIZE_BYTES, np.uint8)
+    start = -memory.ctypes.data % BLOCK_SIZE_BYTES
+    return memory[start : start + size_bytes].data
 
 
 class _FailingBudget(Budget):

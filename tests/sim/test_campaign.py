@@ -12,7 +12,7 @@ import pytest
 from holdfast.sim.exhaustive import cases
 from holdfast.sim.faults import FAULTS, POINTS
 
-SEEDS = 400
+SEEDS = 3000
 OPERATIONS = 1000
 
 

@@ -85,7 +85,7 @@ class Inspection:
         model.check_recovered(found, max(since, -1))
         model.recovered(found)
         work.flushed = model.tick()
-        self.check_quiet()
+        self.check_quiet(found)
 
     def _find_volumes(self) -> None:
         work, engine = self.work, self.world.engine
@@ -110,8 +110,9 @@ class Inspection:
 
     # ---- when all is quiet
 
-    def check_quiet(self) -> None:
-        """With nothing under way: all blocks hold what they should, and the accounts are right."""
+    def check_quiet(self, found: dict[Key, bytes] | None = None) -> None:
+        """With nothing under way: all blocks hold what they should, and the accounts are right. `found`: what the
+        blocks hold, where that is known."""
         model = self.model
         self.world.settle()
         self.work.exorcise()
@@ -119,7 +120,7 @@ class Inspection:
         if self.work.swarm.damage:
             self.check_damaged()
             return
-        for key, content in self.contents(model.blocks).items():
+        for key, content in (self.contents(model.blocks) if found is None else found).items():
             if key in model.contested:
                 model.settle(key, content)
             assert content == model.latest(key), f"block {key}: {model.describe(key, content)}"

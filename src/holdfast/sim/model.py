@@ -162,6 +162,9 @@ class Model:
             if key in self._blurred:
                 assert content in self._may_recover(key), f"block {key} after a crash: {self.describe(key, content)}"
                 continue
+            chain = self.blocks[key]
+            if len(chain) == 1 and chain[0].begun <= since and chain[0].content == content:
+                continue  # as it was before, at any moment
             certain += 1
             spans = spans_of[key] = list(_merged(self._spans(key, content, since)))
             assert spans, f"block {key} holds what it may not hold: {self.describe(key, content)}"

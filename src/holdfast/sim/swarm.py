@@ -112,7 +112,8 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
     )
     if rng.random() < 0.15:
         # A small pool, written over again and again: segments are emptied, freed and reused all the time.
-        swarm.world.segments, swarm.world.segment_blocks = 40, 64
+        # In the larger one, what comes free is in use again before the next checkpoint.
+        swarm.world.segments, swarm.world.segment_blocks = rng.choice([40, 96]), 64
         swarm.large, swarm.length_max, swarm.region_blocks = 0.7, 48 * BLOCK_SIZE_BYTES, 40
         swarm.places = 0
         swarm.crash, swarm.slot_loss = 1.0, 0.5

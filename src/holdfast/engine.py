@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from errno import errorcode
 
 import numpy as np
 
@@ -40,6 +41,7 @@ from holdfast.volume.write import Writer
 from holdfast.work.task import Scheduler, Waitlist, Work, guarded
 from holdfast.writeback.flusher import Flusher
 from holdfast.writeback.log import Log, Room
+from holdfast.writeback.owners import owned_blocks
 from holdfast.writeback.ring import Ring
 
 log_output = logging.getLogger("holdfast.engine")
@@ -104,7 +106,7 @@ class Engine:
         reserve.hold_for(0)
         self.space.on_unpinned = self._segment_unpinned
         self.log = Log(ring, self.space, tag=superblock.tag, epoch=epoch)
-        self.flusher = Flusher(self.log, disk, released=self._released)
+        self.flusher = Flusher(self.log, disk, released=self._released, failed=self._write_back_failed)
         self.cache = pages
         blocks = BlockReader(self.log, self.space, disk)
         self.table = PageTable(pages, blocks, self.scheduler, self.page_room)
@@ -415,6 +417,20 @@ class Engine:
     def _wait_for_turn(self) -> Work:
         self.page_room.wake()
         yield self.next_turn
+
+    def _write_back_failed(self, start: int, end: int, errno: int) -> None:
+        """What failed stays dirty, and is tried again: say whose it is."""
+        met = []
+        for blocks in owned_blocks(self.log, start, end):
+            volume = self.volumes.by_id.get(blocks.volume_id)
+            if volume is not None:
+                volume.write_back_failures += 1
+                volume.write_back_errno = errno
+                met.append(blocks.describe(volume.name))
+        self.complain(
+            f"write-back failed ({errorcode.get(errno, errno)}) for {', '.join(met) or 'metadata alone'}; "
+            "it stays in the ring and is written again"
+        )
 
     def _released(self) -> None:
         self.ring_room.wake()

@@ -118,8 +118,9 @@ FLUSHER = [
         "a write that completes while a sync runs counts as covered by it",
         "P1",
         "holdfast.writeback.flusher",
-        "        if self._syncs_in_flight == 0 and not self._errno:\n            self._advance(self._sync_target)",
-        "        if self._syncs_in_flight == 0 and not self._errno:\n"
+        "        if self._syncs_in_flight == 0 and not self._sync_failed:\n"
+        "            self._advance(self._sync_target)",
+        "        if self._syncs_in_flight == 0 and not self._sync_failed:\n"
         "            self._unsynced.clear()\n"
         "            self._advance(self.written)",
     ),
@@ -157,17 +158,17 @@ FLUSHER = [
         "a write that failed is counted as written: its data is marked clean and never written again",
         "P4, W1",
         "holdfast.writeback.flusher",
-        "        if io.result < 0:\n            self._fail(-io.result)\n        in_flight = self._in_flight",
-        "        if io.result < 0:\n            self.failures += 1\n        in_flight = self._in_flight",
+        "            extent.errno = -io.result\n            self._fail(extent.errno)\n",
+        "            self.failures += 1\n",
     ),
     Mutant(
         "failed-sync-is-forgotten",
         "after a failed sync only the sync is tried again, not the writes that it was to cover",
         "P4, W1",
         "holdfast.writeback.flusher",
-        "        self.issued = self.written = self.durable\n        self._unsynced.clear()\n",
-        "        self.issued = self.written\n"
-        "        self._unsynced = {self._segment(at >> self.log.shift): None for at in (self.durable, self.written)}\n",
+        "            self.written = self.durable\n            self._unsynced.clear()\n",
+        "            ends = self.durable, self.written\n"
+        "            self._unsynced = {self._segment(at >> self.log.shift): None for at in ends}\n",
     ),
     Mutant(
         "error-cleared-by-its-first-reader",

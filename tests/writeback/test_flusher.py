@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EIO, ENOSPC
+from errno import EIO, ENOMEM, ENOSPC
 from itertools import pairwise
 
 from holdfast.pool.commit import decode_commit_header
@@ -126,6 +126,43 @@ def test_what_failed_is_written_again_after_a_pause_that_doubles(rig: Rig) -> No
     rig.settle()
     assert rig.answers[-1] == 0
     assert not rig.flusher.last_errno
+
+
+def test_after_a_failed_write_those_before_it_are_not_written_again() -> None:
+    rig = Rig(blocks=1024)
+    rig.append(700)
+    rig.flush()
+    second = rig.disk.in_flight[1]
+    rig.disk.complete(0)
+    rig.disk.faults.turn_on("write", "ENOMEM", 1.0)
+    rig.disk.complete(0)
+    rig.disk.faults.calm()
+    rig.settle()
+    assert rig.answers == [ENOMEM]
+    rig.flusher.tick(SECOND)
+    rig.flusher.tick(2 * SECOND)
+    again = rig.disk.in_flight[0]
+    assert (again.file, again.offset) == (second.file, second.offset)
+    rig.flush()
+    rig.settle()
+    assert rig.answers == [ENOMEM, 0]
+    assert rig.log.durable == rig.log.sealed
+
+
+def test_one_failing_write_in_four_hardly_delays_the_others() -> None:
+    """Progress in between makes the next pause a short one again, so the pauses do not add up."""
+    rig = Rig(blocks=1024, segments=100)
+    rig.disk.faults.turn_on("write", "ENOMEM", 1 / 4)
+    now = SECOND
+    for _ in range(60):
+        rig.append(300)
+        rig.flush()
+        while rig.log.durable < rig.log.sealed:
+            rig.settle()
+            now += RETRY_DELAY_NS_MIN
+            rig.flusher.tick(now)
+    assert rig.flusher.failures > 10
+    assert now - SECOND < (4 * rig.flusher.failures + 60) * RETRY_DELAY_NS_MIN
 
 
 def test_after_a_failed_sync_the_data_are_written_again_and_not_just_synced() -> None:

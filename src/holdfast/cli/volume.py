@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from errno import errorcode
 
 import click
 
@@ -117,6 +118,7 @@ def show(volume: PoolPath, as_json: bool) -> None:
         ("clients", str(info.connections)),
         *(("uri", uri) for uri in info.uris),
         ("state", _state(info)),
+        *(("failing", told) for told in _write_back(info)),
         *(("damaged", f"{part.length} bytes at offset {part.offset}: {part.what}") for part in info.damaged),
     ):
         click.echo(f"{title:<8}  {value}")
@@ -147,6 +149,13 @@ def _only_volume(where: PoolPath, volumes: list[VolumeInfo]) -> VolumeInfo:
     if len(volumes) != 1:
         raise CommandError(f"{where}: the pool has {len(volumes)} volumes; name one as {where}/NAME")
     return volumes[0]
+
+
+def _write_back(volume: VolumeInfo) -> list[str]:
+    if not volume.write_back_failures:
+        return []
+    name = errorcode.get(volume.write_back_errno, volume.write_back_errno)
+    return [f"write-back failed {volume.write_back_failures} times since the start, the last time with {name}"]
 
 
 def _state(volume: VolumeInfo) -> str:

@@ -92,6 +92,8 @@ class VolumeInfo(Struct, frozen=True, kw_only=True):
     connections: int = 0
     damaged: list[DamagedRange] = field(default_factory=list)
     created: str = ""
+    write_back_failures: int = 0  # attempts since the start that failed and met data of this volume
+    write_back_errno: int = 0  # of the last of them
 
 
 class VolumeList(Struct, frozen=True, kw_only=True):

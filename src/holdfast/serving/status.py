@@ -32,6 +32,8 @@ def volume_info(volume: Volume, uris: list[str]) -> VolumeInfo:
             DamagedRange(offset=lba << BLOCK_SHIFT, length=BLOCK_SIZE_BYTES, what=what)
             for lba, what in sorted(volume.damaged.items())
         ],
+        write_back_failures=volume.write_back_failures,
+        write_back_errno=volume.write_back_errno,
         created=datetime.fromtimestamp(volume.created_ns / 1e9, UTC).isoformat(timespec="seconds"),
     )
 

@@ -36,6 +36,8 @@ class Volume:
         "root_level",
         "size_bytes",
         "volume_id",
+        "write_back_errno",
+        "write_back_failures",
     )
 
     def __init__(self, row: VolumeRow) -> None:
@@ -50,6 +52,9 @@ class Volume:
         self.removing = row.removing  # L
         self.connections = 0  # L
         self.damaged: dict[int, str] = {}  # L: lba -> what was found, the first DAMAGED_BLOCKS_LISTED_MAX of them
+
+        self.write_back_failures = 0  # L: attempts since the start that failed and met data of this volume
+        self.write_back_errno = 0  # L: of the last of them
 
     @property
     def size_blocks(self) -> int:

@@ -9,8 +9,9 @@ Group commit: a **round** makes durable everything that waits at its start. Flus
 next round, which takes all of them at once. A round whose data fit one write, with nothing else unsynced before it, is
 a single synchronous write; any other round is writes, then one sync of each file that they touched.
 
-When the disk fails, whatever is not known to be durable counts as not written: it stays in the ring, dirty, the waiting
-flushes get the error, and after a pause, doubled each time, all of it is written again.
+When the disk fails, what failed stays in the ring, dirty, and the waiting flushes get the error. After a pause, doubled
+each time that nothing gets on, it is written again: from the write that failed on; or, after a failed sync, from the
+last position that is known to be durable, because nobody can say any more which of the writes behind it are.
 
 After a crash nothing of this class is needed: `Ring` says what was durable.
 """
@@ -38,10 +39,18 @@ Waiter = Callable[[int], None]  # called with 0 or an errno
 class Flusher:
     """Positions, in order: durable <= written <= issued <= log.sealed. All fields belong to the loop thread."""
 
-    def __init__(self, log: Log, disk: StartIo, *, released: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        disk: StartIo,
+        *,
+        released: Callable[[], None],
+        failed: Callable[[int, int, int], None] = lambda _start, _end, _errno: None,
+    ) -> None:
         self.log = log
         self.disk = disk
         self.released = released  # called after ring slots became free
+        self.failed = failed  # called with log positions [start, end) that stay dirty, and why
         self.durable = self.written = self.issued = log.durable
         self.rounds = 0
         self.writes = 0
@@ -51,13 +60,14 @@ class Flusher:
         self._in_flight: deque[_Extent] = deque()
         self._syncs_in_flight = 0
         self._sync_target = 0
-        self._sync_errno = 0
+        self._sync_failed = False
         self._unsynced: dict[int, None] = {}  # segments with completed writes that are not durable
         self._waiters: deque[tuple[int, Waiter]] = deque()
         self._round_end = 0  # position that the running round makes durable; 0 when none runs
         self._errno = 0  # failure of this round; the round ends when nothing is in flight any more
         self._retry_at_ns = 0
         self._retry_delay_ns = RETRY_DELAY_NS_MIN
+        self._got_on_to = 0  # `written` at the last failure
         self._dirty_limit_blocks = max(EAGER_BLOCKS_MIN, min(log.ring.blocks // 4, 16 * WRITE_BLOCKS_MAX))
         self._aged_position = 0
         # The map from position to file; the ring's window drops a segment only after it is durable.
@@ -104,7 +114,7 @@ class Flusher:
     def tick(self, now_ns: int) -> None:
         """Called some times a second: retries after a failure, and pushes out what nobody asked for in a while."""
         if self._retry_at_ns == _RETRY_UNTIMED:  # the failure came without a clock at hand
-            self._retry_at_ns = now_ns + self._retry_delay_ns
+            self._retry_at_ns = now_ns + self._jittered(self._retry_delay_ns)
             self._retry_delay_ns = min(2 * self._retry_delay_ns, RETRY_DELAY_NS_MAX)
         elif self._retry_at_ns and now_ns >= self._retry_at_ns:
             self._retry_at_ns = 0
@@ -164,12 +174,11 @@ class Flusher:
         extent.done = True
         extent.durable = io.durable
         if io.result < 0:
-            self._fail(-io.result)
+            extent.errno = -io.result
+            self._fail(extent.errno)
         in_flight = self._in_flight
-        while in_flight and in_flight[0].done:
+        while in_flight and in_flight[0].done and not in_flight[0].errno:
             first = in_flight.popleft()
-            if self._errno:
-                continue
             self.written = first.end
             if first.durable and first.start == self.durable and not self._unsynced:
                 self._advance(first.end)
@@ -183,7 +192,7 @@ class Flusher:
             self._advance(self.written)
             return
         self._sync_target = self.written
-        self._sync_errno = 0
+        self._sync_failed = False
         segments = list(self._unsynced)
         self._unsynced.clear()  # writes that complete from now on are not covered by these syncs
         self._syncs_in_flight = len(segments)
@@ -194,8 +203,9 @@ class Flusher:
     def _sync_done(self, io: Io) -> None:
         self._syncs_in_flight -= 1
         if io.result < 0:
+            self._sync_failed = True
             self._fail(-io.result)
-        if self._syncs_in_flight == 0 and not self._errno:
+        if self._syncs_in_flight == 0 and not self._sync_failed:
             self._advance(self._sync_target)
         self._settle_failure()
         self.pump()
@@ -220,24 +230,36 @@ class Flusher:
             self._errno = errno
 
     def _settle_failure(self) -> None:
-        """Once nothing is in flight after a failure: all that is not durable is dirty again, and whoever waits is
-        told."""
-        if not self._errno or self._in_flight or self._syncs_in_flight:
+        """Once nothing is in flight after a failure: what failed is dirty again, and whoever waits is told."""
+        if not self._errno or self._syncs_in_flight or not all(extent.done for extent in self._in_flight):
             return
         self.last_errno, self._errno = self._errno, 0
-        self.issued = self.written = self.durable
-        self._unsynced.clear()
+        if self.written > self._got_on_to:
+            self._retry_delay_ns = RETRY_DELAY_NS_MIN
+        self._got_on_to = self.written
+        end = self.issued
+        if self._sync_failed:
+            self._sync_failed = False
+            self.written = self.durable
+            self._unsynced.clear()
+        self.issued = self.written
+        self._in_flight.clear()  # those behind a write that failed are written again with it
         self._round_end = 0
         self._retry_at_ns = _RETRY_UNTIMED
+        self.failed(self.written, end, self.last_errno)
         waiters, self._waiters = self._waiters, deque()
         for _, waiter in waiters:
             waiter(self.last_errno)
+
+    def _jittered(self, delay_ns: int) -> int:
+        """The delay, shorter by up to a half: several pools on one disk do not all come back at once."""
+        return delay_ns * (50 + self.failures * 31 % 51) // 100
 
 
 class _Extent:
     """A write under way: log positions [start, end) of one segment."""
 
-    __slots__ = ("done", "durable", "end", "segment", "start")
+    __slots__ = ("done", "durable", "end", "errno", "segment", "start")
 
     def __init__(self, start: int, end: int, segment: int) -> None:
         self.start = start
@@ -245,6 +267,7 @@ class _Extent:
         self.segment = segment
         self.done = False
         self.durable = False
+        self.errno = 0
 
     def completion(self, flusher: Flusher) -> Callable[[Io], None]:
         return lambda io: flusher.write_done(self, io)

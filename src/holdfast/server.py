@@ -18,6 +18,7 @@ from holdfast.control.api import PoolStatus, Statistics, VolumeInfo, VolumeRemov
 from holdfast.engine import Engine
 from holdfast.errors import DiskError, HoldfastError, RequestError
 from holdfast.runtime.buffers import aligned_buffer
+from holdfast.runtime.fault import FaultRule
 from holdfast.runtime.listen import Listener, TcpAddress, UnixAddress
 from holdfast.runtime.loop import SPIN_NS, EventLoop
 from holdfast.serving.clients import Clients
@@ -46,6 +47,7 @@ class ServeOptions:
     capacity_bytes: int | None = None
     segment_size_bytes: int | None = None
     preallocate: bool = False
+    faults: tuple[FaultRule, ...] = ()
 
 
 class Server:
@@ -264,10 +266,18 @@ def serve(options: ServeOptions) -> int:
     """Serve a pool until SIGTERM, SIGINT or a request to stop; returns the exit code. Raises HoldfastError."""
     # Threads here only make system calls; with the default of 5 ms a completion could wait that long for its turn.
     sys.setswitchinterval(0.0005)
+    for rule in options.faults:
+        log_output.warning("faults on purpose: %s fails with %s, 1 in %d", rule.point, rule.kind, rule.one_in)
     pool = ServedPool(
         options.pool,
         EventLoop(spin_ns=SPIN_NS),
-        PoolOptions(options.memory_bytes, options.capacity_bytes, options.segment_size_bytes, options.preallocate),
+        PoolOptions(
+            options.memory_bytes,
+            options.capacity_bytes,
+            options.segment_size_bytes,
+            options.preallocate,
+            options.faults,
+        ),
         create=True,
     )
     return Server(pool, options).run()

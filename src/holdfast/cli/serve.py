@@ -8,18 +8,43 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from holdfast.cli.command import CommandError, ManualCommand
 from holdfast.cli.locate import NAMED_SIZE, POOL, SIZE, PoolPath
 from holdfast.control.client import CONTROL_SOCKET_NAME
 from holdfast.errors import RequestError
+from holdfast.runtime.fault import FAULT_POINTS, FaultRule, parse_fault
 from holdfast.runtime.listen import UNIX_PATH_BYTES_MAX, parse_address
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _NBD_SOCKET_NAME = "nbd.sock"
+
+
+class _FaultType(click.ParamType[FaultRule]):
+    """POINT=ERRNO:1/N[,option=value]..."""
+
+    name = "fault"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> FaultRule:
+        if isinstance(value, FaultRule):
+            return value
+        try:
+            return parse_fault(str(value))
+        except RequestError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        rules = [f"{point}={kind}:1/16" for point, (_what, kinds) in FAULT_POINTS.items() for kind in kinds]
+        return [
+            CompletionItem(rule, help=FAULT_POINTS[rule.partition("=")[0]][0])
+            for rule in rules
+            if rule.startswith(incomplete)
+        ]
 
 
 def _check_listen(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -79,6 +104,10 @@ def _check_pool(pool: Path, *, default_socket: bool) -> None:
             "What qemu is then told",
             "qemu-system-x86_64 -drive file=nbd+unix:///disk0?socket=./pool/nbd.sock,format=raw",
         ),
+        (
+            "What clients see when one write to the disk in sixteen fails for want of memory",
+            "holdfast serve ./pool --volume disk0=10G --fault writeback=ENOMEM:1/16,seed=7",
+        ),
     ],
 )
 @click.argument("pool", type=POOL)
@@ -107,6 +136,11 @@ def _check_pool(pool: Path, *, default_socket: bool) -> None:
     "--preallocate", is_flag=True,
     help="Write all segments through before serving, not in the background. Steady speed from the first write on.",
 )  # fmt: skip
+@click.option(
+    "--fault", "faults", type=_FaultType(), multiple=True, metavar="POINT=ERRNO:1/N[,...]",
+    help="Make one in N attempts at POINT fail with ERRNO, to see what happens. Options: seed=S, after=K, count=C, "
+    f"for=SECONDS. Points: {', '.join(FAULT_POINTS)}. May be repeated.",
+)  # fmt: skip
 @click.option("--log-level", type=click.Choice(_LOG_LEVELS), default="info", help="What goes to standard error.")
 def command(
     pool: PoolPath,
@@ -116,6 +150,7 @@ def command(
     capacity_bytes: int | None,
     segment_size_bytes: int | None,
     preallocate: bool,
+    faults: tuple[FaultRule, ...],
     log_level: str,
 ) -> int:
     """Serve the volumes of POOL over NBD until SIGTERM or SIGINT.
@@ -142,5 +177,6 @@ def command(
             capacity_bytes=capacity_bytes,
             segment_size_bytes=segment_size_bytes,
             preallocate=preallocate,
+            faults=faults,
         )
     )

@@ -74,6 +74,7 @@ class DirectoryDisk:
     """`Disk` over a directory, which is made if it does not exist.
 
     `workers` is "threads", "uring" (RequestError where that is forbidden) or "auto"; None takes it from HOLDFAST_IO.
+    `refuses_thread` says of a thread that it cannot be had, for `--fault`.
     """
 
     # I: fixed at open. L: loop thread only. A: any thread, by single dict, set or deque operations.
@@ -85,6 +86,7 @@ class DirectoryDisk:
         threads: int = 4,
         segment_size_bytes: int,
         workers: str | None = None,
+        refuses_thread: Callable[[str], object] = lambda _name: False,
     ) -> None:
         assert threads > 0, threads
         assert segment_size_bytes % BLOCK_SIZE_BYTES == 0, segment_size_bytes
@@ -94,6 +96,7 @@ class DirectoryDisk:
         make_directory(self.directory)
         make_directory(self._segments_directory)
         self._loop = loop
+        self._refuses_thread = refuses_thread  # I
         self._read_files_max = min(_READ_FILES_MAX, raise_descriptor_limit() // 2)  # I
         self._read_fds: dict[int, int] = {}  # A: added by workers, in the order of opening; taken out by the loop
         self._write_fds: dict[int, int] = {}  # A: the same
@@ -246,6 +249,8 @@ class DirectoryDisk:
         for number in range(count):
             thread = threading.Thread(target=self._work, args=(work,), name=f"disk-{name}-{number}", daemon=True)
             try:
+                if self._refuses_thread(thread.name):
+                    raise RuntimeError("refused on purpose")
                 thread.start()
             except RuntimeError as error:
                 _log.warning("only %d of %d threads for %ss: %s", started, count, name, error)

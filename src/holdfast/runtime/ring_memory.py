@@ -17,7 +17,7 @@ import errno
 import logging
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -42,16 +42,25 @@ class SharedRing:
     """`RingMemory` over a file `name` in the first of `directories` that holds it already, or else has room for it.
 
     Raises NoSpaceError, naming every directory with what it has and what is missing, if none has room.
+
+    refuses: says of a directory that a new ring cannot be made there, for `--fault`
     """
 
-    def __init__(self, name: str, size_bytes: int, *, directories: Sequence[str | os.PathLike[str]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        size_bytes: int,
+        *,
+        directories: Sequence[str | os.PathLike[str]],
+        refuses: Callable[[str], object] = lambda _directory: False,
+    ) -> None:
         assert size_bytes > 0, size_bytes
         assert size_bytes % _PAGE_BYTES == 0, size_bytes
         assert directories
         places = [os.fspath(directory) for directory in directories]
         existing = _find(name, places)
         if existing is None:
-            self.path, fd = _make(name, size_bytes, places)
+            self.path, fd = _make(name, size_bytes, places, refuses)
         else:
             self.path, fd = existing
         self._found = existing is not None
@@ -100,12 +109,15 @@ def _find(name: str, directories: list[str]) -> tuple[str, int] | None:
     return None
 
 
-def _make(name: str, size_bytes: int, directories: list[str]) -> tuple[str, int]:
+def _make(name: str, size_bytes: int, directories: list[str], refuses: Callable[[str], object]) -> tuple[str, int]:
     refusals = []
     for directory in directories:
         free_bytes = _free_bytes(directory)
         if free_bytes < size_bytes + FREE_MARGIN_BYTES:
             refusals.append(f"{directory} has {format_size(free_bytes)} free")
+            continue
+        if refuses(directory):
+            refusals.append(f"{directory} refused it on purpose")
             continue
         path = os.path.join(directory, name)
         try:

@@ -15,12 +15,15 @@ from pathlib import Path
 
 from holdfast.engine import EngineOptions
 from holdfast.errors import DiskError, HoldfastError, NotFoundError, RequestError
+from holdfast.memory.budget import Budget
 from holdfast.memory.plan import plan_memory
 from holdfast.pool.format import SEGMENT_SIZE_BYTES_DEFAULT, choose_segment_size, new_superblock
 from holdfast.pool.superblock import Superblock
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.clock import SystemClock
 from holdfast.runtime.disk import DirectoryDisk
+from holdfast.runtime.fault import FaultInjector, FaultRule
+from holdfast.runtime.fault_disk import FaultyDisk
 from holdfast.runtime.host import boot_tag, default_memory_bytes
 from holdfast.runtime.lock import PoolLock
 from holdfast.runtime.loop import EventLoop
@@ -37,6 +40,7 @@ class PoolOptions:
     capacity_bytes: int | None = None
     segment_size_bytes: int | None = None
     preallocate: bool = False
+    faults: tuple[FaultRule, ...] = ()
 
 
 class ServedPool:
@@ -46,6 +50,7 @@ class ServedPool:
         self.path = Path(path)
         self.loop = loop
         self.clock = SystemClock()
+        self.faults = FaultInjector(options.faults)
         self.memory = plan_memory(default_memory_bytes() if options.memory_bytes is None else options.memory_bytes)
         exists = (self.path / "superblock").exists()
         if not create and not exists:
@@ -67,28 +72,45 @@ class ServedPool:
             raise DiskError(f"{error.filename or path}: {error.strerror}", error.errno or EIO) from error
 
     def _open(self, options: PoolOptions, new: Superblock | None) -> None:
-        disk = self._disk = DirectoryDisk(self.path, self.loop, segment_size_bytes=SEGMENT_SIZE_BYTES_DEFAULT)
+        faults = self.faults
+        disk = self._disk = DirectoryDisk(
+            self.path,
+            self.loop,
+            segment_size_bytes=SEGMENT_SIZE_BYTES_DEFAULT,
+            refuses_thread=lambda name: faults.strike("worker", name),
+        )
         around = Surroundings(
-            disk=disk,
+            disk=FaultyDisk(disk, faults, self.loop.call_soon) if faults.rules else disk,
             clock=self.clock,
             prng=SystemPrng(),
-            ring=lambda uuid, size: SharedRing(ring_name(uuid), size, directories=[SHM_DIRECTORY, str(self.path)]),
+            ring=lambda uuid, size: SharedRing(
+                ring_name(uuid),
+                size,
+                directories=[SHM_DIRECTORY, str(self.path)],
+                refuses=lambda directory: faults.strike("ring", directory),
+            ),
             boot_tag=boot_tag(),
             allocate=aligned_buffer,
             name=str(self.path),
         )
         brought_up = bring_up(
             around,
-            EngineOptions(self.memory, preallocate=options.preallocate),
+            EngineOptions(self.memory, preallocate=options.preallocate, budget=self._budget),
             new=lambda: new or self._new_superblock(options),
             adjust=lambda superblock: self._grown(superblock, options),
         )
         self.engine = brought_up.engine
+        faults.told = self.engine.complain
         self._heartbeat = Heartbeat(self.loop, self.engine)
         self.uuid = brought_up.uuid
         self.ring_memory = brought_up.ring_memory
         self._known_end = brought_up.known_end
         disk.segment_size_bytes = self.engine.log.segment_blocks << BLOCK_SHIFT
+
+    def _budget(self, name: str, limit_bytes: int) -> Budget:
+        if self.faults.watches("charge"):
+            return _FaultyBudget(name, limit_bytes, self.faults)
+        return Budget(name, limit_bytes)
 
     def _new_superblock(self, options: PoolOptions) -> Superblock:
         capacity = options.capacity_bytes
@@ -146,3 +168,18 @@ class ServedPool:
         if self._disk is not None:
             self._disk.close()
         self.lock.release()
+
+
+class _FaultyBudget(Budget):
+    """Refuses where `--fault charge=` strikes."""
+
+    __slots__ = ("_faults",)
+
+    def __init__(self, name: str, limit_bytes: int, faults: FaultInjector) -> None:
+        super().__init__(name, limit_bytes)
+        self._faults = faults
+
+    def try_charge(self, count_bytes: int) -> bool:
+        if self._faults.strike("charge", f"{count_bytes} bytes of {self.name}"):
+            return False
+        return super().try_charge(count_bytes)

@@ -14,6 +14,7 @@ from holdfast.control.api import (
     VolumeInfo,
 )
 from holdfast.pool.superblock import FORMAT_VERSION
+from holdfast.runtime.fault import FAULT_POINTS
 from holdfast.runtime.host import resident_bytes
 from holdfast.serving.pool import ServedPool
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
@@ -94,5 +95,6 @@ def statistics(pool: ServedPool) -> Statistics:
         "log_position": engine.log.position,
         "durable_position": engine.flusher.durable,
         "tasks": len(engine.scheduler.tasks),
+        **{f"faults_{point}": pool.faults.struck[point] for point in FAULT_POINTS if pool.faults.watches(point)},
         "read_buffer_bytes_left": engine.read_buffers.limit_bytes - engine.read_buffers.used_bytes,
     }

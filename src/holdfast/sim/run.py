@@ -109,6 +109,10 @@ class Run:
     def _phase(self) -> None:
         """Requests, perhaps with faults, perhaps with a death at the end."""
         rng, swarm, work = self.rng, self.swarm, self.work
+        work.connect_all()
+        trims = rng.random() < 0.2
+        if trims:
+            self.world.settle()
         # Where nothing got through, the next phase is one in which nothing fails.
         if (rng.random() < swarm.faulty or swarm.damage) and not self._stuck:
             self._set_faults(swarm.faults)
@@ -118,9 +122,10 @@ class Run:
         operations = min(full, swarm.operations - work.operations)
         # After a death a damaged medium leaves nothing to go on from: that comes at the end.
         crash = (swarm.storm or rng.random() < swarm.crash) and not swarm.damage and 2 * operations > full
-        work.connect_all()
         if rng.random() < swarm.cold:
             self._forget_pages()
+        if trims:
+            work.trim_everything()
         if crash:
             self.send(rng.randrange(operations))
             if rng.random() < swarm.busy_crash:

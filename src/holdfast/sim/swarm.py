@@ -112,17 +112,28 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
     )
     if rng.random() < 0.15:
         # A small pool, written over again and again: segments are emptied, freed and reused all the time.
-        # In the larger one, what comes free is in use again before the next checkpoint.
         swarm.world.segments, swarm.world.segment_blocks = rng.choice([40, 96]), 64
+        if swarm.world.segments == 96:
+            # What comes free is in use again before the next checkpoint, if nobody asks for one earlier.
+            swarm.busy_crash = 0.0
+            actions.pop("checkpoint", None)
         swarm.large, swarm.length_max, swarm.region_blocks = 0.7, 48 * BLOCK_SIZE_BYTES, 40
         swarm.places = 0
         swarm.crash, swarm.slot_loss = 1.0, 0.5
+    if rng.random() < 0.08:
+        # Clients that send a lot, and are gone before it is answered.
+        actions["hang_up"] = 30
+        swarm.depth, swarm.large = 32, 0.3
     if swarm.faulty or damage:
         swarm.faults = _draw_faults(rng, damage=damage)
     if swarm.large > 0.5 and not damage and rng.random() < 0.5:
         # ... while no checkpoint gets to its end.
         swarm.faulty, swarm.slot_loss, swarm.busy_crash = 1.0, 0.0, 0.5
         swarm.faults = [("write superblock", rng.choice(FAILURES), 1.0)]
+    elif not damage and rng.random() < 0.06:
+        # What is read is wrong now and then, above all when a pool is opened again.
+        swarm.faulty, swarm.crash, swarm.power = 1.0, 1.0, 0.7
+        swarm.faults = [("read", FLIP, rng.choice([0.1, 0.3]))]
     return swarm
 
 

@@ -57,8 +57,9 @@ class Workload:
         self._places = [self.rng.random() for _ in range(swarm.places)]
         self._created = 0
         self._methods: dict[str, Callable[[SimClient], None]] = {
-            "write": self._write, "read": self._read, "trim": self._trim, "zero": self._zero, "flush": self._flush,
-            "status": self._status, "cache": self._cache, "nonsense": self._nonsense, "hang_up": self._hang_up,
+            "write": self._write, "read": self._read, "trim": self._trim_somewhere, "zero": self._zero,
+            "flush": self._flush, "status": self._status, "cache": self._cache, "nonsense": self._nonsense,
+            "hang_up": self._hang_up,
             "stop_reading": self._stop_reading, "say_goodbye": self._say_goodbye, "checkpoint": self._checkpoint,
             "create": self._create, "remove": self.remove,
         }  # fmt: skip
@@ -236,10 +237,18 @@ class Workload:
             return
         self._change(client, CMD_WRITE_ZEROES, offset, length, bytes(length), flags=flags)
 
-    def _trim(self, client: SimClient) -> None:
-        offset, length = self._range(client, 16 * MIB)
-        if self.rng.random() < 0.1:
-            offset, length = 0, min(client.size_bytes, 0xFFFFF000)
+    def trim_everything(self) -> None:
+        """Trim a volume from its beginning to its end, or as far as a request reaches: while nothing else is going on,
+        for later some block or other is always being changed."""
+        ready = [client for client in self.world.clients if client.ready and not client.gone]
+        if ready and "trim" in self.swarm.actions:
+            client = self.rng.choice(ready)
+            self._trim(client, 0, min(client.size_bytes, 0xFFFFF000))
+
+    def _trim_somewhere(self, client: SimClient) -> None:
+        self._trim(client, *self._range(client, 16 * MIB))
+
+    def _trim(self, client: SimClient, offset: int, length: int) -> None:
         first, last = -(-offset // BLOCK_SIZE_BYTES), (offset + length) // BLOCK_SIZE_BYTES
         inside = [key for key in self.model.blocks if key[0] == client.volume and first <= key[1] < last]
         if any(key in self.model.contested or self.model.is_open(key) for key in inside):
@@ -334,6 +343,11 @@ class Workload:
 
     def _read(self, client: SimClient) -> None:
         offset, length = self._range(client, max(self.swarm.length_max, 2 * MIB if self.rng.random() < 0.05 else 0))
+        if self.swarm.unaligned and client.size_bytes > 4 * MIB and self.rng.random() < 0.05:
+            # So long that it is read in pieces, which meet within the blocks that most changes go to.
+            middle = client.size_bytes // 2 & -MIB
+            offset = max(0, middle - self.rng.choice([1, 2]) * MIB + self.rng.randrange(BLOCK_SIZE_BYTES * 8))
+            length = 2 * MIB
         since = self.model.tick()
 
         def judge(answer: Answer) -> None:

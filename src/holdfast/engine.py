@@ -269,7 +269,7 @@ class Engine:
             more = self._complaints - COMPLAINTS_A_TICK_MAX
             log_output.warning("... and %d more of these, the last: %s", more, self._last_complaint)
         self._complaints = 0
-        self.flusher.tick(now_ns)
+        self.flusher.tick()
         self.next_tick.wake()
         # A budget may have refused although nobody holds anything that will be released.
         self.page_room.wake()

@@ -183,8 +183,8 @@ FLUSHER = [
         "after a failure the flusher waits for the next FLUSH, with the ring full of dirty data",
         "P4, P5, W1",
         "holdfast.writeback.flusher",
-        "        elif self._retry_at_ns and now_ns >= self._retry_at_ns:",
-        "        elif self._retry_at_ns and now_ns >= self._retry_at_ns and self._waiters:",
+        "        self.pause_ns = 0\n        self.pump()\n",
+        "        if self._waiters:\n            self.pause_ns = 0\n            self.pump()\n",
     ),
     Mutant(
         "slot-reused-when-written",

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from errno import EIO, ENOMEM, ENOSPC
-from itertools import pairwise
 
 from holdfast.pool.commit import decode_commit_header
 from holdfast.runtime.ports import WRITE
 from holdfast.writeback.flusher import EAGER_BLOCKS_MIN, RETRY_DELAY_NS_MAX, RETRY_DELAY_NS_MIN
 from holdfast.writeback.log import Room
 from tests.writeback.conftest import Rig
-
-SECOND = 1_000_000_000
 
 
 def test_a_flush_with_nothing_to_flush_is_answered_at_once(rig: Rig) -> None:
@@ -83,8 +80,8 @@ def test_a_little_dirt_is_left_to_gather_and_written_when_it_is_old(rig: Rig) ->
     rig.append(EAGER_BLOCKS_MIN // 4)
     rig.flusher.pump()
     assert not rig.disk.in_flight
-    rig.flusher.tick(SECOND)
-    rig.flusher.tick(2 * SECOND)
+    rig.flusher.tick()
+    rig.flusher.tick()
     rig.settle()
     assert rig.flusher.dirty_blocks == 0
 
@@ -103,29 +100,23 @@ def test_a_failed_write_is_told_and_everything_stays_dirty(rig: Rig) -> None:
 def test_what_failed_is_written_again_after_a_pause_that_doubles(rig: Rig) -> None:
     rig.append(3)
     rig.disk.faults.turn_on("write", "EIO", 1.0)
-    now = SECOND
-    attempts = []
+    pauses = []
     rig.flush()
-    rig.settle()
-    for _ in range(4000):
-        before = rig.flusher.writes
-        rig.flusher.tick(now)
-        rig.flush()
+    for _ in range(20):
         rig.settle()
-        if rig.flusher.writes > before:
-            attempts.append(now)
-        now += RETRY_DELAY_NS_MIN // 5
-    pauses = [later - earlier for earlier, later in pairwise(attempts)]
-    assert pauses[:3] == sorted(pauses[:3])
-    assert pauses[2] > 3 * pauses[0]
-    assert max(pauses) <= RETRY_DELAY_NS_MAX + SECOND
+        pauses.append(rig.flusher.pause_ns)
+        rig.flush()
+        assert not rig.disk.in_flight, "nothing is tried before the pause is over"
+        rig.flusher.resume()
+        assert rig.disk.in_flight
+    assert RETRY_DELAY_NS_MIN // 2 <= pauses[0] <= RETRY_DELAY_NS_MIN
+    assert pauses[3] > 3 * pauses[0]
+    assert RETRY_DELAY_NS_MAX // 2 <= min(pauses[10:]) < max(pauses) <= RETRY_DELAY_NS_MAX
     rig.disk.faults.calm()
-    rig.flush()
-    rig.flusher.tick(now + 2 * RETRY_DELAY_NS_MAX)
-    rig.flusher.tick(now + 4 * RETRY_DELAY_NS_MAX)
     rig.settle()
     assert rig.answers[-1] == 0
     assert not rig.flusher.last_errno
+    assert not rig.flusher.pause_ns
 
 
 def test_after_a_failed_write_those_before_it_are_not_written_again() -> None:
@@ -139,8 +130,7 @@ def test_after_a_failed_write_those_before_it_are_not_written_again() -> None:
     rig.disk.faults.calm()
     rig.settle()
     assert rig.answers == [ENOMEM]
-    rig.flusher.tick(SECOND)
-    rig.flusher.tick(2 * SECOND)
+    rig.flusher.resume()
     again = rig.disk.in_flight[0]
     assert (again.file, again.offset) == (second.file, second.offset)
     rig.flush()
@@ -153,16 +143,16 @@ def test_one_failing_write_in_four_hardly_delays_the_others() -> None:
     """Progress in between makes the next pause a short one again, so the pauses do not add up."""
     rig = Rig(blocks=1024, segments=100)
     rig.disk.faults.turn_on("write", "ENOMEM", 1 / 4)
-    now = SECOND
+    paused_ns = 0
     for _ in range(60):
         rig.append(300)
         rig.flush()
         while rig.log.durable < rig.log.sealed:
             rig.settle()
-            now += RETRY_DELAY_NS_MIN
-            rig.flusher.tick(now)
+            paused_ns += rig.flusher.pause_ns
+            rig.flusher.resume()
     assert rig.flusher.failures > 10
-    assert now - SECOND < (4 * rig.flusher.failures + 60) * RETRY_DELAY_NS_MIN
+    assert paused_ns < 3 * rig.flusher.failures * RETRY_DELAY_NS_MIN
 
 
 def test_after_a_failed_sync_the_data_are_written_again_and_not_just_synced() -> None:
@@ -174,8 +164,7 @@ def test_after_a_failed_sync_the_data_are_written_again_and_not_just_synced() ->
     rig.settle()
     assert rig.answers == [EIO]
     rig.disk.faults.calm()
-    rig.flusher.tick(SECOND)
-    rig.flusher.tick(100 * SECOND)
+    rig.flusher.resume()
     rig.flush()
     rig.settle()
     assert rig.answers == [EIO, 0]
@@ -193,8 +182,7 @@ def test_an_error_meets_all_who_wait_and_those_after_it_wait_for_the_retry(rig: 
     rig.disk.faults.calm()
     rig.flush()
     assert rig.answers == [EIO, EIO]
-    rig.flusher.tick(SECOND)
-    rig.flusher.tick(2 * SECOND)
+    rig.flusher.resume()
     rig.settle()
     assert rig.answers == [EIO, EIO, 0]
 

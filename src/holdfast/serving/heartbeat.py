@@ -1,4 +1,5 @@
-"""What makes an engine go: a turn at the end of each turn of the loop, and a tick some times a second."""
+"""What makes an engine go: a turn at the end of each turn of the loop, a tick some times a second, and the end of the
+pause that write-back makes after a failure."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ class Heartbeat:
         self._loop = loop
         self._engine = engine
         self._timer: Timer | None = None
+        self._pause: Timer | None = None
 
     def start(self) -> None:
         self._loop.before_sleep.append(self._turn)
@@ -24,10 +26,18 @@ class Heartbeat:
         self._loop.before_sleep.remove(self._turn)
         if self._timer is not None:
             self._timer.cancel()
+        if self._pause is not None:
+            self._pause.cancel()
 
     def _turn(self) -> None:
         if self._engine.turn():
             self._loop.turn_again()
+        if self._engine.flusher.pause_ns and self._pause is None:
+            self._pause = self._loop.call_later(self._engine.flusher.pause_ns, self._resume)
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._engine.flusher.resume()
 
     def _tick(self) -> None:
         self._engine.tick()

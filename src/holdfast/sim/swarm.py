@@ -112,13 +112,14 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
     )
     if rng.random() < 0.15:
         # A small pool, written over again and again: segments are emptied, freed and reused all the time.
-        swarm.world.segments, swarm.world.segment_blocks = rng.choice([40, 96]), 64
-        if swarm.world.segments == 96:
-            # What comes free is in use again before the next checkpoint, if nobody asks for one earlier.
-            swarm.busy_crash = 0.0
-            actions.pop("checkpoint", None)
+        swarm.world.segments, swarm.world.segment_blocks = rng.choice([40, 128, 128]), 64
         swarm.large, swarm.length_max, swarm.region_blocks = 0.7, 48 * BLOCK_SIZE_BYTES, 40
         swarm.places = 0
+        if swarm.world.segments == 128:
+            # What comes free is in use again before the next checkpoint, if nobody asks for one earlier, and a life
+            # lasts for a few of them.
+            swarm.length_max, swarm.busy_crash, swarm.phases, swarm.storm = 128 * BLOCK_SIZE_BYTES, 0.0, 1, False
+            actions.pop("checkpoint", None)
         swarm.crash, swarm.slot_loss = 1.0, 0.5
     if rng.random() < 0.08:
         # Clients that send a lot, and are gone before it is answered.

@@ -31,7 +31,6 @@ WRITES_IN_FLIGHT_MAX = 4
 EAGER_BLOCKS_MIN = 64  # without anyone waiting, smaller writes are left to gather
 RETRY_DELAY_NS_MIN = 50_000_000
 RETRY_DELAY_NS_MAX = 5_000_000_000
-_RETRY_UNTIMED = -1
 
 Waiter = Callable[[int], None]  # called with 0 or an errno
 
@@ -65,7 +64,7 @@ class Flusher:
         self._waiters: deque[tuple[int, Waiter]] = deque()
         self._round_end = 0  # position that the running round makes durable; 0 when none runs
         self._errno = 0  # failure of this round; the round ends when nothing is in flight any more
-        self._retry_at_ns = 0
+        self.pause_ns = 0  # after a failure: how long from then on until `resume` is to be called
         self._retry_delay_ns = RETRY_DELAY_NS_MIN
         self._got_on_to = 0  # `written` at the last failure
         self._dirty_limit_blocks = max(EAGER_BLOCKS_MIN, min(log.ring.blocks // 4, 16 * WRITE_BLOCKS_MAX))
@@ -95,7 +94,7 @@ class Flusher:
 
     def pump(self) -> None:
         """Start what can be started. Cheap when there is nothing to do; called after every batch of events."""
-        if self._errno or self._retry_at_ns:
+        if self._errno or self.pause_ns:
             return
         log = self.log
         if not self._round_end:
@@ -111,15 +110,15 @@ class Flusher:
         if self._round_end and not self._syncs_in_flight and self.written >= self._round_end:
             self._start_syncs()
 
-    def tick(self, now_ns: int) -> None:
-        """Called some times a second: retries after a failure, and pushes out what nobody asked for in a while."""
-        if self._retry_at_ns == _RETRY_UNTIMED:  # the failure came without a clock at hand
-            self._retry_at_ns = now_ns + self._jittered(self._retry_delay_ns)
-            self._retry_delay_ns = min(2 * self._retry_delay_ns, RETRY_DELAY_NS_MAX)
-        elif self._retry_at_ns and now_ns >= self._retry_at_ns:
-            self._retry_at_ns = 0
+    def resume(self) -> None:
+        """The pause after a failure is over."""
+        self.pause_ns = 0
+        self.pump()
+
+    def tick(self) -> None:
+        """Called some times a second: pushes out what nobody asked for in a while."""
         log = self.log
-        if not self._round_end and not self._retry_at_ns and self.durable < self._aged_position:
+        if not self._round_end and not self.pause_ns and self.durable < self._aged_position:
             log.seal_commit()
             self._begin_round(log.sealed)
         self._aged_position = log.position if log.open_entries else log.sealed
@@ -245,7 +244,8 @@ class Flusher:
         self.issued = self.written
         self._in_flight.clear()  # those behind a write that failed are written again with it
         self._round_end = 0
-        self._retry_at_ns = _RETRY_UNTIMED
+        self.pause_ns = self._jittered(self._retry_delay_ns)
+        self._retry_delay_ns = min(2 * self._retry_delay_ns, RETRY_DELAY_NS_MAX)
         self.failed(self.written, end, self.last_errno)
         waiters, self._waiters = self._waiters, deque()
         for _, waiter in waiters:

@@ -49,6 +49,7 @@ class SimClient:
         self.reading = True
         self.gone = False  # hung up, by either side
         self.on_wake: Callable[[], None] = lambda: None
+        self.on_vanish: Callable[[], None] = lambda: None  # gone just when the server had something for it
         self.structured = False
         self.size_bytes = 0
         self._loop = loop

@@ -26,6 +26,8 @@ FORGET = "forget"  # a write that is never carried out
 MISDIRECT = "misdirect"  # a write that lands somewhere else
 REFUSE = "refuse"  # a charge against a budget, a worker that cannot be had
 
+VANISH = "vanish"  # the client is gone, just when the server has something to tell it
+
 FAILURES = (*ERRNOS, SHORT)
 DAMAGE = (ROT, FORGET, MISDIRECT)
 
@@ -38,6 +40,7 @@ POINTS: dict[str, tuple[str, ...]] = {
     "map pages": (REFUSE,),
     "read buffers": (REFUSE,),
     "worker": (REFUSE,),
+    "send": (VANISH,),
 }
 FAULTS: tuple[tuple[str, str], ...] = tuple((point, kind) for point, kinds in POINTS.items() for kind in kinds)
 

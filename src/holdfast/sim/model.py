@@ -29,6 +29,8 @@ class Version:
     ended: int = NEVER
     safe: bool = False  # must survive a crash; what is older may be read by whoever began before, but not be recovered
     doubtful: bool = False  # was contested, and another version was found: perhaps it never was
+    acknowledged: bool = False
+    beaten: bool = False  # may have been there for a while, and cannot be what is left
 
 
 class Model:
@@ -61,7 +63,9 @@ class Model:
 
     # ---- changes
 
-    def begin(self, changes: Mapping[Key, bytes]) -> dict[Key, Version]:
+    def begin(self, changes: Mapping[Key, bytes], mixtures: Mapping[Key, bytes] | None = None) -> dict[Key, Version]:
+        """Changes of whole blocks begin. `mixtures`: what a block becomes if a change of a part of it, which is under
+        way, takes effect after this one."""
         moment = self.tick()
         begun = {}
         for key, content in changes.items():
@@ -70,6 +74,8 @@ class Model:
             self._open[key] = under_way + 1
             if under_way and key not in self.contested:
                 self._contest(key, len(chain) - 1 - under_way)
+            if mixtures and key in mixtures:
+                chain.append(Version(mixtures[key], moment, moment))
             version = begun[key] = Version(content, moment)
             chain.append(version)
             self._unsafe[key] = None
@@ -79,6 +85,7 @@ class Model:
         moment = self.acknowledged = self.tick()
         for key, version in begun.items():
             version.ended = moment
+            version.acknowledged = True
             self._close(key)
 
     def _close(self, key: Key) -> None:
@@ -103,10 +110,18 @@ class Model:
         self._blurred[key] = min(max(before, 0), self._blurred.get(key, NEVER))
 
     def settle(self, key: Key, content: bytes) -> None:
-        """A contested block of which no change is under way was read: this it is from now on."""
+        """A contested block of which no change is under way was read: this it is from now on.
+
+        It is nothing that had ended before an acknowledged change began."""
         chain = self.blocks[key]
         first = self._blurred[key]
-        index = max((at for at, version in enumerate(chain) if at >= first and version.content == content), default=-1)
+        newest = max((version.begun for version in chain[first:] if version.acknowledged), default=-1)
+        allowed = [
+            at
+            for at, version in enumerate(chain)
+            if at >= first and version.content == content and version.ended >= newest and not version.beaten
+        ]
+        index = max(allowed, default=-1)
         assert index >= 0, f"block {key} holds what it may not hold: {self.describe(key, content)}"
         for other in chain[first + 1 :]:
             other.doubtful = True

@@ -24,6 +24,7 @@ class SimSocket:
         self.closed = False  # the server has closed its end
         self.on_sent: Callable[[], None] = lambda: None
         self.on_received: Callable[[], None] = lambda: None
+        self.vanishes: Callable[[], bool] = lambda: False  # asked at each send: is the client gone by now?
         self._fd = fd
         self._rng = rng
         self._portions = portions
@@ -48,7 +49,7 @@ class SimSocket:
         return count
 
     def send(self, data: memoryview | bytearray | bytes) -> int:
-        if self.ended:
+        if self.ended or self.vanishes():
             raise BrokenPipeError(EPIPE, "Broken pipe")
         room = self.room_bytes - len(self.to_client)
         if room <= 0:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from holdfast.sim.disk import DiskCharacter
-from holdfast.sim.faults import DAMAGE, FAILURES, FLIP, POINTS
+from holdfast.sim.faults import DAMAGE, FAILURES, FLIP, POINTS, VANISH
 from holdfast.sim.prng import stream
 from holdfast.sim.world import WorldConfig
 from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
@@ -121,16 +121,21 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
             swarm.length_max, swarm.busy_crash, swarm.phases, swarm.storm = 128 * BLOCK_SIZE_BYTES, 0.0, 1, False
             actions.pop("checkpoint", None)
         swarm.crash, swarm.slot_loss = 1.0, 0.5
+    rude = False
     if rng.random() < 0.08:
-        # Clients that send a lot, and are gone before it is answered.
-        actions["hang_up"] = 30
-        swarm.depth, swarm.large = 32, 0.3
+        # Clients that send a lot, and are gone before it is answered, or while it is.
+        actions["hang_up"] = 10
+        swarm.depth, swarm.large, swarm.length_max = rng.choice([32, 200]), 0.3, 400 * BLOCK_SIZE_BYTES
+        rude = True
     if swarm.faulty or damage:
         swarm.faults = _draw_faults(rng, damage=damage)
     if swarm.large > 0.5 and not damage and rng.random() < 0.5:
         # ... while no checkpoint gets to its end.
         swarm.faulty, swarm.slot_loss, swarm.busy_crash = 1.0, 0.0, 0.5
         swarm.faults = [("write superblock", rng.choice(FAILURES), 1.0)]
+    elif rude and not damage:
+        swarm.faulty = 0.7
+        swarm.faults = [*swarm.faults[:2], ("send", VANISH, 0.05)]
     elif not damage and rng.random() < 0.06:
         # What is read is wrong now and then, above all when a pool is opened again.
         swarm.faulty, swarm.crash, swarm.power = 1.0, 1.0, 0.7
@@ -147,6 +152,6 @@ def _draw_faults(rng: Random, *, damage: bool) -> list[tuple[str, str, float]]:
                     chosen.append((point, kind, rng.choice([0.01, 0.1])))
             elif rng.random() < 0.15:
                 chosen.append(
-                    (point, kind, rng.choice([0.02, 0.2]) if kind == FLIP else rng.choice([0.01, 0.1, 0.5, 1.0]))
+                    (point, kind, rng.choice([0.02, 0.2] if kind in (FLIP, VANISH) else [0.01, 0.1, 0.5, 1.0]))
                 )
     return chosen

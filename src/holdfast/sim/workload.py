@@ -7,7 +7,8 @@ read back as soon as nothing is under way for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from errno import EINVAL, EIO, ENOMEM, ENOSPC, ENOTSUP, EOVERFLOW, EPERM, ESHUTDOWN
 
 from holdfast.errors import HoldfastError
@@ -66,7 +67,7 @@ class Workload:
         self._actions = list(swarm.actions)
         self._weights = list(swarm.actions.values())
         self._clearing: dict[int, tuple[str, int, int]] = {}  # trims and zeroings under way: volume, first, last block
-        self._partial: dict[Key, int] = {}  # blocks that are being changed in part, which must not meet another change
+        self._partial: dict[Key, _Part] = {}  # blocks that are being changed in part
         self._changes_of: dict[SimClient, dict[int, dict[Key, Version]]] = {}
         self._ghosts: list[tuple[SimClient, dict[int, dict[Key, Version]]]] = []  # the same of clients that hung up
         self._settling: dict[Key, None] = {}  # contested blocks that are being read
@@ -81,6 +82,7 @@ class Workload:
         )
         self._changes_of[client] = {}
         client.on_wake = lambda: self._refill(client)
+        client.on_vanish = lambda: self._vanished(client)
 
     def connect_all(self) -> None:
         """As many clients as there should be, spread over the volumes; each volume has one at least."""
@@ -115,6 +117,10 @@ class Workload:
         """The server hung up on a client. It may, where a reading fails in the middle of its answer."""
         assert not client.waiting or self._tolerant(), f"the server hung up on a client of {client.volume}"
         self._give_up(client)
+
+    def _vanished(self, client: SimClient) -> None:
+        self._give_up(client)
+        self.world.loop.call_later(self.rng.randrange(10_000_000), self.connect_all)
 
     def _give_up(self, client: SimClient) -> None:
         self._ghosts.append((client, self._changes_of.pop(client, {})))
@@ -268,10 +274,14 @@ class Workload:
             if key in model.contested or self._is_being_cleared(name, lba):
                 return
             whole = offset <= lba << BLOCK_SHIFT and (lba + 1) << BLOCK_SHIFT <= offset + length
-            if model.is_open(key) and not (overlap and whole and key not in self._partial):
+            if model.is_open(key) and not (overlap and whole):
                 return
         changes = self._patched(name, offset, content)
-        partial = [key for key in ((name, first), (name, last - 1)) if not self._covers(offset, length, key[1])]
+        partial = {
+            key: (max(0, offset - (key[1] << BLOCK_SHIFT)), content[max(0, (key[1] << BLOCK_SHIFT) - offset) :])
+            for key in ((name, first), (name, last - 1))
+            if not self._covers(offset, length, key[1])
+        }
         self._change_blocks(client, command, offset, length, changes, payload, flags, partial=partial)
 
     @staticmethod
@@ -305,19 +315,20 @@ class Workload:
         payload: bytes = b"",
         flags: int = 0,
         *,
-        partial: Iterable[Key] = (),
+        partial: Mapping[Key, tuple[int, bytes]] | None = None,
         clears: tuple[int, int] | None = None,
     ) -> None:
         if self.rng.random() < 0.1:
             flags |= CMD_FLAG_FUA
-        begun = self.model.begin(changes)
+        met = {key: self._partial[key] for key in changes if key in self._partial}
+        begun = self.model.begin(changes, {key: part.over(changes[key]) for key, part in met.items()})
         number = self._stamp = self._stamp + 1
         changes_of = self._changes_of[client]
         changes_of[number] = begun
         if clears is not None:
             self._clearing[number] = (client.volume, *clears)
-        for key in partial:
-            self._partial[key] = number
+        for key, (start, data) in (partial or {}).items():
+            self._partial[key] = _Part(number, start, data[: BLOCK_SIZE_BYTES - start], begun[key])
 
         def judge(answer: Answer) -> None:
             del changes_of[number]
@@ -326,6 +337,8 @@ class Workload:
                 return
             if answer.errno == 0:
                 self.model.end(begun)
+                for part in met.values():
+                    part.version.beaten = True  # all of the block was written: what the part was put into is gone
                 if flags & CMD_FLAG_FUA:
                     self.model.must_survive_change(begun)
             else:
@@ -338,7 +351,7 @@ class Workload:
     def _over(self, number: int) -> None:
         """A change is not under way any more."""
         self._clearing.pop(number, None)
-        for key in [key for key, its in self._partial.items() if its == number]:
+        for key in [key for key, its in self._partial.items() if its.number == number]:
             del self._partial[key]
 
     def _read(self, client: SimClient) -> None:
@@ -514,6 +527,20 @@ class Workload:
         self._changes_of.clear()
         self._settling.clear()
         self._partial.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A change of a part of a block that is under way: by which request, where in the block, and the version that it
+    makes of what the block held when it was sent."""
+
+    number: int
+    start: int
+    data: bytes
+    version: Version
+
+    def over(self, content: bytes) -> bytes:
+        return content[: self.start] + self.data + content[self.start + len(self.data) :]
 
 
 def _both(first: Callable[..., None], second: Callable[..., None]) -> Callable[..., None]:

@@ -335,6 +335,16 @@ class World:
             wake_ns=lambda: int(2 * mean_ns * rng.random()),
         )
         client_of.append(client)
+
+        def vanishes() -> bool:
+            if not self.faults.strike("send"):
+                return False
+            self.note(volume, "vanishes")
+            client.hang_up(reset=False)
+            client.on_vanish()
+            return True
+
+        socket.vanishes = vanishes
         self.clients.append(client)
         return client
 

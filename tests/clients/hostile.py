@@ -17,6 +17,8 @@ from tests.nbd.wire import READ, WRITE, go, option, request
 
 # Between two steps of a client that is slow on purpose.
 _PAUSE_S = 0.001
+# Between two floods: without an end to them any pool fills up.
+_FLOOD_PAUSE_S = 1.0
 # How long a client that is not read from any more pushes before it looks whether it should end.
 _PUSH_S = 0.05
 
@@ -146,6 +148,18 @@ def writes_as_fast_as_it_can(target: Target) -> None:
         client.send(request(WRITE, target.base, len(payload)) + payload)
         client.receive(16)
         target.struck.add(writes_as_fast_as_it_can)
+    client.close()
+
+
+def floods_with_large_writes(target: Target) -> None:
+    """As large as a request may be, one behind the other."""
+    client = target.connect()
+    payload = bytes(range(256)) * (32 * MIB // 256)
+    while not target.end.is_set():
+        client.send(request(WRITE, target.base, len(payload)) + payload)
+        assert client.receive(16)[4:8] == bytes(4)
+        target.struck.add(floods_with_large_writes)
+        target.end.wait(_FLOOD_PAUSE_S)
     client.close()
 
 

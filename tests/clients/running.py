@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -35,7 +35,9 @@ class RunningServer:
         memory: str = "64M",
         capacity: str = "2G",
         segment_size: str = "4M",
+        within: Callable[[list[str]], list[str]] = lambda command: command,
     ) -> None:
+        """`within`: makes the command one that runs in surroundings of its own."""
         self.pool = pool
         self.memory_bytes = int(memory.removesuffix("M")) * MIB
         self.unix_path = pool.parent / f"{pool.name}.sock"
@@ -44,15 +46,17 @@ class RunningServer:
         self._command += ["--memory", memory, "--capacity", capacity, "--segment-size", segment_size]
         self._command += ["--nbd", f"unix:{self.unix_path}", "--nbd", "tcp:127.0.0.1:0"]
         self._volumes = list(volumes)
+        self._within = within
         self._process: subprocess.Popen[str] | None = None
         self.ready = ""
 
     def start(self) -> RunningServer:
         """Start it, and return once it accepts connections."""
         words = [word for volume in self._volumes for word in ("--volume", volume)]
+        command = self._within(self._command + words)
         with open(self._log_path, "a", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                self._command + words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
             )
         output = self._output()
         self.ready = output.readline()
@@ -81,6 +85,11 @@ class RunningServer:
     def kill(self) -> None:
         """SIGKILL, and no more of it."""
         self._end(signal.SIGKILL)
+
+    def end(self) -> None:
+        """See to it that it does not run any more."""
+        if self._process is not None:
+            self.kill()
 
     def stop(self, *, expected: str | None = None) -> None:
         """SIGTERM; it must end well. `expected`: a pattern of loud lines that belong to the test."""

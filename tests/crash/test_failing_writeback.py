@@ -10,6 +10,7 @@ Over all runs more than 4 GiB are written.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from errno import EIO, ENOMEM, ENOSPC
@@ -177,6 +178,7 @@ def test_write_back_that_fails_loses_nothing_and_lies_to_nobody(kind: str, end: 
         for volume in volumes:
             check(server.pool, volume, volume.flushed if end == "power" else volume.acknowledged)
         server.stop()
+        shutil.rmtree(server.pool)
     assert set(told) <= {0, errno}, "W2: a FLUSH is told why, and nothing else"
     assert told.count(0) >= 4
     assert volumes[1].flushed.any()
@@ -218,3 +220,4 @@ def test_every_connection_is_told_while_the_data_is_not_durable_and_the_next_one
         server.start()
         check(server.pool, volume, volume.acknowledged)
         server.stop()
+        shutil.rmtree(server.pool)

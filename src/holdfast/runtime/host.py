@@ -84,6 +84,18 @@ def memory_groups(proc: Path = PROC) -> list[MemoryGroup]:
     return groups
 
 
+def own_memory_group(proc: Path = PROC) -> tuple[Path, int]:
+    """The directory of the group that this process's memory counts in, and the version of its hierarchy.
+
+    Raises LookupError where there is none."""
+    for version, own_path in _own_groups(proc):
+        for directory, _label in _ancestors(proc, version, own_path):
+            if version == 1 or (directory / "memory.current").exists():
+                return directory, version
+            break
+    raise LookupError("no memory control group is mounted here")
+
+
 def _own_groups(proc: Path) -> Iterator[tuple[int, str]]:
     """(version, path) of the groups of this process that may limit memory, from lines `id:controllers:path`."""
     try:

@@ -1,0 +1,82 @@
+"""Row T6 and promise 8: inside a hard memory limit the server is not killed, whatever clients do, and loses nothing.
+
+The limit is a real control group without swap, in which the kernel does not refuse memory: it kills. Four volumes, more
+than sixteen connections for a minute: fio writes at random and in sequence and verifies what it wrote, another fio
+reads, and clients that mean ill flood, do not read their replies, and open 256 connections.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.units import MIB
+from tests.clients import hostile
+from tests.clients.hostile import Target, at_work
+from tests.clients.memory_cgroup import MemoryCgroup, memory_cgroup
+from tests.clients.running import RunningServer
+from tests.conftest import Tool
+
+pytestmark = [pytest.mark.clients, pytest.mark.slow, pytest.mark.root]
+
+LIMIT_BYTES = 128 * MIB
+SECONDS = 60
+HOSTILE_BYTES = 128 * MIB
+
+
+@pytest.fixture
+def group() -> Iterator[MemoryCgroup]:
+    with memory_cgroup(LIMIT_BYTES) as group:
+        yield group
+
+
+def start_fio(tool: Tool, directory: Path, uri: str, *options: str) -> subprocess.Popen[str]:
+    words = [tool("fio"), "--name=limit", "--ioengine=nbd", f"--uri={uri}", "--numjobs=4", "--group_reporting=1"]
+    return subprocess.Popen(
+        [*words, *options], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.timeout(SECONDS + 240)
+def test_nobody_is_killed_and_everything_acknowledged_is_there(tool: Tool, tmp_path: Path, group: MemoryCgroup) -> None:
+    volumes = [f"{name}=256M" for name in ("random", "sequential", "reads", "hostile")]
+    server = RunningServer(tmp_path / "pool", volumes=volumes, memory="64M", capacity="6G", within=group.wrap).start()
+    verify = ("--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--verify_backlog=64")
+    spread = ("--size=24M", "--offset_increment=30M")
+    try:
+        target = Target(server.unix_path, "hostile", HOSTILE_BYTES)
+        with at_work(
+            target,
+            hostile.never_reads_simple_replies,
+            hostile.never_reads_structured_replies,
+            hostile.floods_with_large_writes,
+            hostile.opens_256_connections,
+        ):
+            jobs = [
+                start_fio(
+                    tool, tmp_path, server.uri("random"), "--rw=randwrite", "--bs=4k", "--norandommap=1", "--iodepth=1",
+                    "--rate=2m", f"--io_size={2 * SECONDS}M", *spread, *verify,
+                ),
+                start_fio(
+                    tool, tmp_path, server.uri("sequential"), "--rw=write", "--bs=64k", "--iodepth=8", "--rate=4m",
+                    f"--io_size={4 * SECONDS}M", *spread, *verify,
+                ),
+                start_fio(
+                    tool, tmp_path, server.uri("reads"), "--rw=randrw", "--bs=16k", "--iodepth=4", "--rate=4m,1m",
+                    "--time_based", f"--runtime={SECONDS}", *spread,
+                ),
+            ]  # fmt: skip
+            told = [job.communicate()[0] for job in jobs]
+        assert [job.returncode for job in jobs] == [0, 0, 0], "\n".join(told)
+        assert target.struck >= {hostile.floods_with_large_writes, hostile.opens_256_connections}
+        assert group.kills == 0
+        assert server.is_running
+        assert group.peak_bytes > LIMIT_BYTES // 2, "the group was not even used"
+        server.stop()
+    finally:
+        server.end()
+        shutil.rmtree(server.pool)

@@ -446,8 +446,11 @@ class Engine:
     def find(self, name: str) -> Volume:
         return self.volumes.find(name)
 
-    def create_volume(self, name: str, size_bytes: int, answer: Answer) -> None:
-        self.volumes.create(name, size_bytes, answer)
+    def create_volume(self, name: str, size_bytes: int, answer: Answer, *, quota_bytes: int = 0) -> None:
+        self.volumes.create(name, size_bytes, answer, quota_bytes=quota_bytes)
+
+    def set_quota(self, name: str, quota_bytes: int, answer: Answer) -> None:
+        self.volumes.set_quota(name, quota_bytes, answer)
 
     def remove_volume(self, name: str, answer: Answer) -> None:
         self.volumes.remove(name, answer)

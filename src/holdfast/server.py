@@ -244,7 +244,13 @@ class Server:
         volume = self.engine.find(name)
         return volume_info(volume, self.uris(name))
 
-    def create_volume(self, name: str, size_bytes: int, reply: ServiceReply) -> None:
+    def create_volume(self, name: str, size_bytes: int, reply: ServiceReply, *, quota_bytes: int = 0) -> None:
+        self.engine.create_volume(name, size_bytes, self._told_of(name, reply), quota_bytes=quota_bytes)
+
+    def set_quota(self, name: str, quota_bytes: int, reply: ServiceReply) -> None:
+        self.engine.set_quota(name, quota_bytes, self._told_of(name, reply))
+
+    def _told_of(self, name: str, reply: ServiceReply) -> Callable[[Volume | HoldfastError | None], None]:
         def answer(outcome: Volume | HoldfastError | None) -> None:
             if isinstance(outcome, Volume):
                 reply(volume_info(outcome, self.uris(name)))
@@ -252,7 +258,7 @@ class Server:
                 assert outcome is not None
                 reply(outcome)
 
-        self.engine.create_volume(name, size_bytes, answer)
+        return answer
 
     def remove_volume(self, name: str, reply: ServiceReply, *, force: bool = False) -> None:
         if force:

@@ -203,3 +203,41 @@ def test_bad_names_and_sizes_are_usage_errors(run: Run, served_pool: Path) -> No
         assert result.exit_code == 2, arguments
         assert result.stderr.startswith("holdfast: ")
         assert result.stderr.count("\n") == 1, result.stderr
+
+
+def test_a_quota_is_given_changed_and_taken_away(run: Run, served_pool: Path, service: FakeService) -> None:
+    assert run("volume", "create", f"{served_pool}/disk0", "10G", "--quota", "1G").exit_code == 0
+    assert service.known["disk0"].quota_bytes == GIB
+    result = run("volume", "set", f"{served_pool}/disk0", "--quota", "2G")
+    assert (result.exit_code, result.stdout) == (0, f"{served_pool}/disk0: 0 used of 2G\n")
+    assert service.known["disk0"].quota_bytes == 2 * GIB
+    assert "quota     2G\n" in run("volume", "show", f"{served_pool}/disk0").stdout
+    result = run("volume", "set", f"{served_pool}/disk0", "--quota", "none", "--json")
+    assert json.loads(result.stdout)["quota_bytes"] == 0
+
+
+def test_a_quota_of_an_idle_pool_is_stored(run: Run, pool: Path) -> None:
+    assert run("volume", "create", f"{pool}/disk0", "1G").exit_code == 0
+    assert run("volume", "set", f"{pool}/disk0", "--quota", "64M").exit_code == 0
+    assert json.loads(run("volume", "show", pool, "--json").stdout)["quota_bytes"] == 64 * MIB
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--quota", "1"), "a quota of 1 bytes is less than a block; give at least 4K, or none"),
+        (("--quota", "much"), "much"),
+        ((), "nothing to change; give --quota SIZE, or --quota none"),
+    ],
+)
+def test_a_change_that_is_none_is_refused(run: Run, served_pool: Path, words: tuple[str, ...], why: str) -> None:
+    result = run("volume", "set", f"{served_pool}/disk0", *words)
+    assert result.exit_code == 2
+    assert why in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_quota_of_a_volume_that_is_not_there(run: Run, served_pool: Path) -> None:
+    result = run("volume", "set", f"{served_pool}/disk9", "--quota", "1G")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "there is no volume 'disk9'" in result.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from holdfast.control.api import PoolStatus, Reply, SegmentCounts, Statistics, VolumeInfo, VolumeRemoved
 from holdfast.errors import HoldfastError, NoSpaceError, NotFoundError, RequestError
 from holdfast.units import TIB
@@ -58,7 +60,7 @@ class FakeService:
             raise NotFoundError(f"there is no volume {name!r} in this pool")
         return info
 
-    def create_volume(self, name: str, size_bytes: int, reply: Reply) -> None:
+    def create_volume(self, name: str, size_bytes: int, reply: Reply, *, quota_bytes: int = 0) -> None:
         def answer() -> None:
             outcome: VolumeInfo | HoldfastError
             if name in self.known:
@@ -66,8 +68,18 @@ class FakeService:
             elif size_bytes > TIB:
                 outcome = NoSpaceError("the pool has no room for the map of this volume; give it more --capacity")
             else:
-                outcome = self.add(name, size_bytes)
+                self.add(name, size_bytes)
+                outcome = self.known[name] = replace(self.known[name], quota_bytes=quota_bytes)
             reply(outcome)
+
+        self._answer(answer)
+
+    def set_quota(self, name: str, quota_bytes: int, reply: Reply) -> None:
+        info = self.volume(name)
+
+        def answer() -> None:
+            self.known[name] = replace(info, quota_bytes=quota_bytes)
+            reply(self.known[name])
 
         self._answer(answer)
 

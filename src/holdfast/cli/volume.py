@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import sys
 from errno import errorcode
+from typing import Any
 
 import click
 
 from holdfast.cli.command import CommandError, LazyGroup, ManualCommand
-from holdfast.cli.locate import POOL, POOL_OR_VOLUME, VOLUME, VOLUME_SIZE, PoolPath, open_pool
+from holdfast.cli.locate import POOL, POOL_OR_VOLUME, VOLUME, VOLUME_SIZE, PoolPath, SizeType, open_pool
 from holdfast.cli.output import print_json, print_table, shorten
-from holdfast.control.api import VolumeInfo, VolumeList
+from holdfast.control.api import VolumeInfo, VolumeList, validate_quota
+from holdfast.errors import RequestError
 from holdfast.units import format_size
 
+
+class _QuotaType(SizeType):
+    """A size, or `none`: 0."""
+
+    name = "size|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value == "none":
+            return 0
+        quota_bytes = super().convert(value, param, ctx)
+        try:
+            return validate_quota(quota_bytes)
+        except RequestError as error:
+            self.fail(str(error), param, ctx)
+
+
+_QUOTA = click.option(
+    "--quota", type=_QuotaType(), metavar="SIZE|none",
+    help="How much of the pool it may use: beyond that, writes are answered ENOSPC. Default: as much as there is.",
+)  # fmt: skip
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 @click.group(name="volume", cls=LazyGroup)
 def command() -> None:
-    """Create, list, show and remove the volumes of a pool.
+    """Create, list, show, change and remove the volumes of a pool.
 
     POOL is the directory of the pool and POOL/NAME a volume of it.  The pool may be served or idle; an idle one is
     opened for the moment.
@@ -30,13 +52,15 @@ def command() -> None:
     exit_codes={1: "the pool refused: the name is taken, or there is no space"},
     examples=[
         ("A thin disk of 10 GiB", "holdfast volume create ./pool/disk1 10G"),
+        ("Of 1 TiB, of which 10 GiB may be used", "holdfast volume create ./pool/disk1 1T --quota 10G"),
         ("Its NBD URI, for a script", "holdfast volume create ./pool/disk1 10G --json | jq -r .uris[0]"),
     ],
 )
 @click.argument("volume", type=VOLUME, metavar="POOL/NAME")
 @click.argument("size", type=VOLUME_SIZE)
+@_QUOTA
 @_JSON
-def create(volume: PoolPath, size: int, as_json: bool) -> None:
+def create(volume: PoolPath, size: int, quota: int | None, as_json: bool) -> None:
     """Create the volume NAME of SIZE in POOL.
 
     The volume is thin: it takes space as it is written.  A served volume can be used at once.  POOL must exist:
@@ -44,11 +68,40 @@ def create(volume: PoolPath, size: int, as_json: bool) -> None:
     """
     assert volume.name is not None
     with open_pool(volume.pool) as service:
-        info = service.create_volume(volume.name, size)
+        info = service.create_volume(volume.name, size, quota_bytes=quota or 0)
     if as_json:
         print_json(info)
     else:
         click.echo(f"created {volume} of {format_size(info.size_bytes)}" + "".join(f"\n{uri}" for uri in info.uris))
+
+
+@command.command(
+    name="set",
+    cls=ManualCommand,
+    exit_codes={1: "there is no such volume"},
+    examples=[
+        ("Let it use 20 GiB of the pool", "holdfast volume set ./pool/disk1 --quota 20G"),
+        ("Let it use what there is", "holdfast volume set ./pool/disk1 --quota none"),
+    ],
+)
+@click.argument("volume", type=VOLUME, metavar="POOL/NAME")
+@_QUOTA
+@_JSON
+def set_(volume: PoolPath, quota: int | None, as_json: bool) -> None:
+    """Change the volume NAME of POOL, also while it is used.
+
+    A quota smaller than what is written takes nothing away: until enough is trimmed, writes to blocks that were never
+    written are answered ENOSPC, and all others go on.
+    """
+    assert volume.name is not None
+    if quota is None:
+        raise CommandError("nothing to change; give --quota SIZE, or --quota none")
+    with open_pool(volume.pool) as service:
+        info = service.set_quota(volume.name, quota)
+    if as_json:
+        print_json(info)
+    else:
+        click.echo(f"{volume}: {format_size(info.mapped_bytes)} used of {_quota(info)}")
 
 
 @command.command(
@@ -114,6 +167,7 @@ def show(volume: PoolPath, as_json: bool) -> None:
         ("name", info.name),
         ("size", f"{format_size(info.size_bytes)} ({info.size_bytes} bytes)"),
         ("mapped", f"{format_size(info.mapped_bytes)} ({info.mapped_bytes} bytes)"),
+        ("quota", _quota(info)),
         ("created", info.created or "-"),
         ("clients", str(info.connections)),
         *(("uri", uri) for uri in info.uris),
@@ -149,6 +203,10 @@ def _only_volume(where: PoolPath, volumes: list[VolumeInfo]) -> VolumeInfo:
     if len(volumes) != 1:
         raise CommandError(f"{where}: the pool has {len(volumes)} volumes; name one as {where}/NAME")
     return volumes[0]
+
+
+def _quota(volume: VolumeInfo) -> str:
+    return format_size(volume.quota_bytes) if volume.quota_bytes else "what the pool has"
 
 
 def _write_back(volume: VolumeInfo) -> list[str]:

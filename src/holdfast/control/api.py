@@ -30,7 +30,7 @@ from holdfast.errors import (
     RequestError,
     RetryError,
 )
-from holdfast.units import VOLUME_SIZE_BYTES_MAX, format_size
+from holdfast.units import BLOCK_SIZE_BYTES, VOLUME_SIZE_BYTES_MAX, format_size
 
 VOLUME_NAME_LENGTH_MAX = 255
 
@@ -64,12 +64,24 @@ def validate_volume_size(size_bytes: int) -> int:
     return size_bytes
 
 
+def validate_quota(quota_bytes: int) -> int:
+    """Return `quota_bytes` if a volume may have that quota, 0 for none; raise RequestError otherwise."""
+    if quota_bytes < 0 or 0 < quota_bytes < BLOCK_SIZE_BYTES:
+        raise RequestError(f"a quota of {quota_bytes} bytes is less than a block; give at least 4K, or none")
+    return quota_bytes
+
+
 # --- Requests ---------------------------------------------------------------------------------------------------------
 
 
 class CreateVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     size_bytes: int
+    quota_bytes: int = 0
+
+
+class ChangeVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    quota_bytes: int
 
 
 # --- Answers ----------------------------------------------------------------------------------------------------------
@@ -88,6 +100,7 @@ class VolumeInfo(Struct, frozen=True, kw_only=True):
     id: int
     size_bytes: int
     mapped_bytes: int = 0  # live data blocks times 4096
+    quota_bytes: int = 0  # how much of it may be mapped; 0: as much as there is
     uris: list[str] = field(default_factory=list)  # NBD URIs; none while the pool is idle
     connections: int = 0
     damaged: list[DamagedRange] = field(default_factory=list)
@@ -213,8 +226,8 @@ Reply: TypeAlias = Callable[[Answer | HoldfastError], None]
 class Service(Protocol):
     """What the server does for `ControlConnection`.
 
-    The plain methods answer at once from memory and raise HoldfastError.  `create_volume` and `remove_volume` are
-    answered by calling `reply` exactly once, during the call or later, from the loop's thread; errors found at once may
+    The plain methods answer at once from memory and raise HoldfastError.  Those that change something are answered by
+    calling `reply` exactly once, during the call or later, from the loop's thread; errors found at once may
     be raised as well.
     """
 
@@ -228,8 +241,12 @@ class Service(Protocol):
         """Raises NotFoundError."""
         ...
 
-    def create_volume(self, name: str, size_bytes: int, reply: Reply) -> None:
-        """Replies with the VolumeInfo once the volume is durable. Name and size are valid already."""
+    def create_volume(self, name: str, size_bytes: int, reply: Reply, *, quota_bytes: int = 0) -> None:
+        """Replies with the VolumeInfo once the volume is durable. Name, size and quota are valid already."""
+        ...
+
+    def set_quota(self, name: str, quota_bytes: int, reply: Reply) -> None:
+        """Replies with the VolumeInfo once that is durable; it holds from the call on. 0: as much as there is."""
         ...
 
     def remove_volume(self, name: str, reply: Reply, *, force: bool = False) -> None:
@@ -250,6 +267,8 @@ class OfflineService(Protocol):
 
     def volume(self, name: str) -> VolumeInfo: ...
 
-    def create_volume(self, name: str, size_bytes: int) -> VolumeInfo: ...
+    def create_volume(self, name: str, size_bytes: int, *, quota_bytes: int = 0) -> VolumeInfo: ...
+
+    def set_quota(self, name: str, quota_bytes: int) -> VolumeInfo: ...
 
     def remove_volume(self, name: str, *, force: bool = False) -> object: ...

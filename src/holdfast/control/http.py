@@ -13,6 +13,7 @@ received, sends what `data_to_send` gives, and closes the socket when `closed` i
     GET    /v1/volumes                     VolumeList
     POST   /v1/volumes                     CreateVolume -> VolumeInfo, 201
     GET    /v1/volumes/NAME                VolumeInfo
+    PATCH  /v1/volumes/NAME                ChangeVolume -> VolumeInfo
     DELETE /v1/volumes/NAME[?force=true]   VolumeRemoved
     POST   /v1/shutdown                    Stopping, 202
 
@@ -30,7 +31,7 @@ received, sends what `data_to_send` gives, and closes the socket when `closed` i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import h11
@@ -38,6 +39,7 @@ import msgspec
 
 from holdfast.control.api import (
     Answer,
+    ChangeVolume,
     CreateVolume,
     ErrorAnswer,
     ErrorBody,
@@ -45,6 +47,7 @@ from holdfast.control.api import (
     Stopping,
     VolumeList,
     describe_error,
+    validate_quota,
     validate_volume_name,
     validate_volume_size,
 )
@@ -53,6 +56,8 @@ from holdfast.errors import HoldfastError, RequestError
 HEADER_BYTES_MAX: Final = 16 * 1024
 BODY_BYTES_MAX: Final = 64 * 1024
 OUTPUT_BYTES_MAX: Final = 64 * 1024  # and the one answer that goes beyond it
+
+_T = TypeVar("_T")
 
 _VOLUMES = "/v1/volumes"
 _VOLUME_PREFIX = _VOLUMES + "/"
@@ -206,19 +211,24 @@ class ControlConnection:
                 self._respond(200, VolumeList(volumes=service.volumes()))
             case "POST", "/v1/volumes":
                 wanted = self._decode_create()
-                service.create_volume(wanted.name, wanted.size_bytes, self._reply_with(201))
+                reply = self._reply_with(201)
+                service.create_volume(wanted.name, wanted.size_bytes, reply, quota_bytes=wanted.quota_bytes)
             case "POST", "/v1/shutdown":
                 service.shutdown()
                 self._respond(202, Stopping())
             case "GET", _ if path.startswith(_VOLUME_PREFIX):
                 self._respond(200, service.volume(_volume_name(path)))
+            case "PATCH", _ if path.startswith(_VOLUME_PREFIX):
+                change = self._decode(ChangeVolume, "a change of a volume")
+                quota_bytes = validate_quota(change.quota_bytes)
+                service.set_quota(_volume_name(path), quota_bytes, self._reply_with(200))
             case "DELETE", _ if path.startswith(_VOLUME_PREFIX):
                 service.remove_volume(_volume_name(path), self._reply_with(200), force=_is_set(query, "force"))
             case _:
                 self._refuse_route(method, path)
 
     def _refuse_route(self, method: str, path: str) -> None:
-        allowed = "GET, DELETE" if path.startswith(_VOLUME_PREFIX) else _METHODS.get(path)
+        allowed = "GET, PATCH, DELETE" if path.startswith(_VOLUME_PREFIX) else _METHODS.get(path)
         if allowed is None:
             self._respond(404, _error_answer("not_found", f"there is nothing at {path}", 2))
         else:
@@ -226,13 +236,17 @@ class ControlConnection:
             self._respond(405, _error_answer("request", message, 22), allow=allowed)
 
     def _decode_create(self) -> CreateVolume:
-        try:
-            wanted = msgspec.json.decode(self._body, type=CreateVolume)
-        except msgspec.DecodeError as error:
-            raise RequestError(f"the request body is not a volume to create: {error}") from error
+        wanted = self._decode(CreateVolume, "a volume to create")
         validate_volume_name(wanted.name)
         validate_volume_size(wanted.size_bytes)
+        validate_quota(wanted.quota_bytes)
         return wanted
+
+    def _decode(self, wanted: type[_T], what: str) -> _T:
+        try:
+            return msgspec.json.decode(self._body, type=wanted)
+        except msgspec.DecodeError as error:
+            raise RequestError(f"the request body is not {what}: {error}") from error
 
     # --- Answering ----------------------------------------------------------------------------------------------------
 

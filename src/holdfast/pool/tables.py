@@ -15,7 +15,8 @@ A row of the volume table is 320 bytes, little endian:
     40      4     level of the root page
     44      2     length of the name, bytes
     46      256   name, UTF-8
-    302     18    zero
+    302     8     quota: how many bytes may be mapped; 0 = as many as there are
+    310     10    zero
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ TABLE_NAMES = {TABLE_INDEX: "index", TABLE_VOLUMES: "volume table", TABLE_SPACE:
 FLAG_REMOVING = 1
 NAME_BYTES_MAX = 255
 
-_ROW = struct.Struct("<IIQQQQIH256s18x")
+_ROW = struct.Struct("<IIQQQQIH256sQ10x")
 ROW_SIZE_BYTES = _ROW.size
 assert ROW_SIZE_BYTES == 320
 
@@ -53,6 +54,7 @@ class VolumeRow:
     mapped_blocks: int
     created_ns: int
     removing: bool
+    quota_bytes: int = 0
 
 
 def encode_volume_table(rows: Iterable[VolumeRow]) -> bytes:
@@ -67,6 +69,7 @@ def encode_volume_table(rows: Iterable[VolumeRow]) -> bytes:
             row.root_level,
             len(row.name.encode()),
             row.name.encode(),
+            row.quota_bytes,
         )
         for row in rows
     )
@@ -77,7 +80,7 @@ def decode_volume_table(raw: bytes) -> list[VolumeRow]:
     if len(raw) % ROW_SIZE_BYTES:
         raise CorruptionError(f"the volume table is {len(raw)} bytes long, not a multiple of {ROW_SIZE_BYTES}")
     rows = []
-    for volume_id, flags, size, root, mapped, created, level, name_length, name in _ROW.iter_unpack(raw):
+    for volume_id, flags, size, root, mapped, created, level, name_length, name, quota in _ROW.iter_unpack(raw):
         try:
             text = name[:name_length].decode()
         except UnicodeDecodeError as error:
@@ -92,6 +95,7 @@ def decode_volume_table(raw: bytes) -> list[VolumeRow]:
                 mapped_blocks=mapped,
                 created_ns=created,
                 removing=bool(flags & FLAG_REMOVING),
+                quota_bytes=quota,
             )
         )
     return rows

@@ -29,8 +29,15 @@ class OfflinePool:
     def volume(self, name: str) -> VolumeInfo:
         return volume_info(self._engine.find(name), [])
 
-    def create_volume(self, name: str, size_bytes: int) -> VolumeInfo:
-        outcome = self._run(lambda answer: self._engine.create_volume(name, size_bytes, answer))
+    def create_volume(self, name: str, size_bytes: int, *, quota_bytes: int = 0) -> VolumeInfo:
+        outcome = self._run(
+            lambda answer: self._engine.create_volume(name, size_bytes, answer, quota_bytes=quota_bytes)
+        )
+        assert isinstance(outcome, Volume)
+        return volume_info(outcome, [])
+
+    def set_quota(self, name: str, quota_bytes: int) -> VolumeInfo:
+        outcome = self._run(lambda answer: self._engine.set_quota(name, quota_bytes, answer))
         assert isinstance(outcome, Volume)
         return volume_info(outcome, [])
 

@@ -27,6 +27,7 @@ def volume_info(volume: Volume, uris: list[str]) -> VolumeInfo:
         id=volume.volume_id,
         size_bytes=volume.size_bytes,
         mapped_bytes=volume.mapped_blocks << BLOCK_SHIFT,
+        quota_bytes=volume.quota_bytes,
         uris=uris,
         connections=volume.connections,
         damaged=[

@@ -8,6 +8,7 @@ from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.page_cache import PAGE_SHIFT
 
 DAMAGED_BLOCKS_LISTED_MAX = 1000
+UNLIMITED_BLOCKS = 1 << 60  # more than any volume has
 
 
 def root_level_for(size_bytes: int) -> int:
@@ -25,12 +26,14 @@ class Volume:
     """Fields: I fixed when made, L loop thread, C changed by a checkpoint only (in the loop thread)."""
 
     __slots__ = (
+        "allowance",
         "connections",
         "created_ns",
         "damaged",
         "key_base",
         "mapped_blocks",
         "name",
+        "quota_bytes",
         "removing",
         "root",
         "root_level",
@@ -50,15 +53,24 @@ class Volume:
         self.mapped_blocks = row.mapped_blocks  # L
         self.created_ns = row.created_ns  # I
         self.removing = row.removing  # L
+        self.quota_bytes = row.quota_bytes  # L: 0 if there is none
+        self.allowance = 0  # L: how many more blocks may be mapped; below zero when the quota was made smaller
         self.connections = 0  # L
         self.damaged: dict[int, str] = {}  # L: lba -> what was found, the first DAMAGED_BLOCKS_LISTED_MAX of them
 
         self.write_back_failures = 0  # L: attempts since the start that failed and met data of this volume
         self.write_back_errno = 0  # L: of the last of them
+        self.set_quota(row.quota_bytes)
 
     @property
     def size_blocks(self) -> int:
         return -(-self.size_bytes // BLOCK_SIZE_BYTES)
+
+    def set_quota(self, quota_bytes: int) -> None:
+        """Let so many bytes be mapped; 0: as many as there are. What is mapped stays, however much that is."""
+        self.quota_bytes = quota_bytes
+        limit = quota_bytes >> BLOCK_SHIFT if quota_bytes else UNLIMITED_BLOCKS
+        self.allowance = limit - self.mapped_blocks
 
     def row(self) -> VolumeRow:
         """The volume as the volume table stores it."""
@@ -71,6 +83,7 @@ class Volume:
             mapped_blocks=self.mapped_blocks,
             created_ns=self.created_ns,
             removing=self.removing,
+            quota_bytes=self.quota_bytes,
         )
 
     def note_damage(self, lba: int, what: str) -> None:

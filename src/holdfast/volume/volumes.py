@@ -86,8 +86,8 @@ class Volumes:
 
     # ---- making one
 
-    def create(self, name: str, size_bytes: int, answer: Answer) -> None:
-        """Make a volume; `answer` gets it once that is durable, or the error."""
+    def create(self, name: str, size_bytes: int, answer: Answer, *, quota_bytes: int = 0) -> None:
+        """Make a volume; `answer` gets it once that is durable, or the error. `quota_bytes`: 0 for none."""
         refusal = self._refusal(name, size_bytes)
         if refusal is not None:
             answer(refusal)
@@ -102,6 +102,7 @@ class Volumes:
                 mapped_blocks=0,
                 created_ns=self._clock.wall_ns(),
                 removing=False,
+                quota_bytes=quota_bytes,
             )
         )
         self.next_id += 1
@@ -132,6 +133,26 @@ class Volumes:
         if self._space.available_segments <= self._space.checkpoint_segments:
             return NoSpaceError("the pool is full: trim or remove volumes, or serve it with more --capacity")
         return None
+
+    # ---- changing one
+
+    def set_quota(self, name: str, quota_bytes: int, answer: Answer) -> None:
+        """Change how much a volume may map, at once; `answer` gets the volume once that is durable, or the error.
+        0: as much as there is."""
+        try:
+            volume = self.find(name)
+        except NotFoundError as error:
+            answer(error)
+            return
+        before = volume.quota_bytes
+        volume.set_quota(quota_bytes)
+
+        def stored(error: HoldfastError | None) -> None:
+            if error is not None:
+                volume.set_quota(before)
+            answer(error or volume)
+
+        self._scheduler.spawn(guarded(self._checkpoint()), f"quota of {name}", stored)
 
     # ---- removing one
 

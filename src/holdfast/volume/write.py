@@ -17,7 +17,7 @@ import numpy as np
 from holdfast.errors import CorruptionError, DiskError, NoSpaceError
 from holdfast.pool.block import ADDRESS_MASK, KIND_DATA, LBA_MASK, SEED_DATA
 from holdfast.pool.space import Privilege
-from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
+from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB, format_size
 from holdfast.volume.block_reader import DAMAGED, BlockReader
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
 from holdfast.volume.page_table import PageTable
@@ -28,7 +28,7 @@ from holdfast.writeback.log import Log, Room
 
 
 class Obstacle(IntEnum):
-    """Why a write could not go on at once. The values are `Room`'s, and one more."""
+    """Why a write could not go on at once. The values are `Room`'s, and some more."""
 
     NONE = Room.YES
     RING_FULL = Room.RING_FULL
@@ -36,6 +36,7 @@ class Obstacle(IntEnum):
     NO_SPACE = Room.NO_SPACE
     NO_PAGE = 4  # the leaf is not resident
     TOO_DIRTY = 5  # too many dirty pages: a checkpoint must come first
+    OVER_QUOTA = 6  # the volume may not map as many blocks
 
 
 LEAVES_PER_TURN = 32
@@ -85,15 +86,17 @@ class Writer:
             room = log.make_room()
             if room:
                 return room
-        entry = log.append(block, volume.key_base | lba, SEED_DATA, KIND_DATA)
         words = self._words
         at = slot << PAGE_SHIFT | lba & PAGE_MASK
         old = words[at]
-        words[at] = entry
+        if not old:
+            if volume.allowance <= 0:
+                return Obstacle.OVER_QUOTA
+            volume.mapped_blocks += 1
+            volume.allowance -= 1
+        words[at] = log.append(block, volume.key_base | lba, SEED_DATA, KIND_DATA)
         if old:
             self._live[(old & ADDRESS_MASK) >> self._shift] -= 1
-        else:
-            volume.mapped_blocks += 1
         return 0
 
     def write_run(self, volume: Volume, lba: int, view: memoryview) -> tuple[int, int]:
@@ -116,6 +119,10 @@ class Writer:
                     return done, room
             first = here & PAGE_MASK
             count = min(total - done, PAGE_ENTRIES - first, log.room)
+            if volume.allowance < count:
+                count = self._within_quota(volume, slot, first, count)
+                if not count:
+                    return done, Obstacle.OVER_QUOTA
             part = view[done << BLOCK_SHIFT : (done + count) << BLOCK_SHIFT]
             self._replace(volume, slot, first, log.append_run(part, volume.key_base | here, KIND_DATA))
             done += count
@@ -129,8 +136,17 @@ class Writer:
         replaced = int(np.count_nonzero(row))
         if replaced:
             self.log.space.drop_blocks(row & np.uint64(ADDRESS_MASK))
-        volume.mapped_blocks += int(np.count_nonzero(entries)) - replaced
+        more = int(np.count_nonzero(entries)) - replaced
+        volume.mapped_blocks += more
+        volume.allowance -= more
         row[:] = entries
+
+    def _within_quota(self, volume: Volume, slot: int, first: int, count: int) -> int:
+        """How many of `count` blocks from entry `first` of a leaf on can be written before the volume may not map
+        another one."""
+        holes = np.flatnonzero(self.cache.arena[slot, first : first + count] == 0)
+        allowed = max(volume.allowance, 0)
+        return count if len(holes) <= allowed else int(holes[allowed])
 
     def _make_writable(self, slot: int) -> int:
         """Let a leaf be changed: append it first if the running checkpoint still needs it as it is."""
@@ -160,6 +176,10 @@ class Writer:
             yield self.ring_room
         elif obstacle == Obstacle.NO_SEGMENT:
             yield self.segment_room
+        elif obstacle == Obstacle.OVER_QUOTA:
+            raise NoSpaceError(
+                f"its quota of {format_size(volume.quota_bytes)} is used up; trim it, or `holdfast volume set --quota`"
+            )
         else:
             raise NoSpaceError(
                 "the pool has no free segment left for client data; trim or remove volumes, or add capacity"

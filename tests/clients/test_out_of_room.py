@@ -54,7 +54,8 @@ def check_what_was_written(connection: Connection, first: int, count: int) -> No
     for number in range(first, count):
         answer = call(connection, CMD_READ, offset=number * MIB, length=MIB)
         assert answer.errno == 0
-        assert answer.data == pattern(1, number * MIB, MIB, 1)
+        assert answer.data is not None
+        assert bytes(answer.data) == pattern(1, number * MIB, MIB, 1)
 
 
 def play(server: Server, least_bytes: int, most_bytes: int) -> None:

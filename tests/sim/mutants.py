@@ -817,6 +817,22 @@ FOUND_AND_MENDED = [
         "            checkpoint=self.checkpoint,\n",
     ),
     Mutant(
+        "written-before-it-is-published",
+        "the flusher writes what a recovery from the ring would not find: a summary lists a commit that is not there",
+        "check",
+        "holdfast.writeback.flusher",
+        "        log.publish()\n        while self.issued",
+        "        while self.issued",
+    ),
+    Mutant(
+        "first-superblock-trusted",
+        "a pool whose making was cut short goes on with a superblock that may not be durable",
+        "P5",
+        "holdfast.serving.bring_up",
+        "    elif superblock.epoch == 0:\n",
+        "    elif superblock.epoch < 0:\n",
+    ),
+    Mutant(
         "page-slots-one-by-one",
         "tasks short of page slots each bring in what the others have just had evicted, over and over",
         "P5, W2",

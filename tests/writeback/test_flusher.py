@@ -8,7 +8,7 @@ from holdfast.pool.commit import decode_commit_header
 from holdfast.runtime.ports import WRITE
 from holdfast.writeback.flusher import EAGER_BLOCKS_MIN, RETRY_DELAY_NS_MAX, RETRY_DELAY_NS_MIN
 from holdfast.writeback.log import Room
-from tests.writeback.conftest import Rig
+from tests.writeback.conftest import EPOCH, Rig
 
 
 def test_a_flush_with_nothing_to_flush_is_answered_at_once(rig: Rig) -> None:
@@ -44,6 +44,26 @@ def test_flushes_that_come_meanwhile_share_the_next_round(rig: Rig) -> None:
     rig.settle()
     assert rig.answers == [0] * 11
     assert rig.flusher.rounds == 2
+
+
+def test_nothing_is_written_that_the_ring_does_not_tell_of(rig: Rig) -> None:
+    """Were it, the server's death would leave more in the segment file than the ring brings back: two versions of a
+    commit's header, and a summary that fits only one of them."""
+    rig.append(3)
+    rig.log.publish()
+    rig.append(2)
+    rig.flush()
+    assert rig.disk.in_flight
+    publication = rig.ring.publication(EPOCH)
+    assert publication is not None
+    assert publication.head_position == rig.log.sealed
+    rig.settle()
+    rig.append(2)
+    rig.log.publish()
+    rig.flush()
+    publication = rig.ring.publication(EPOCH)
+    assert publication is not None
+    assert publication.durable_position == rig.log.durable
 
 
 def test_a_flush_covers_only_what_came_before_it(rig: Rig) -> None:

@@ -75,6 +75,11 @@ def bring_up(
     if superblock is None:
         superblock = new()
         run_to_end(write_new_pool(superblock, around.allocate), disk.run)
+    elif superblock.epoch == 0:
+        # Nothing was ever done with this pool: its making may have been cut short when one slot was written, and that
+        # one not made durable. Segments are made only once both are.
+        run_to_end(write_new_pool(superblock, around.allocate), disk.run)
+        superblock = adjust(superblock)
     else:
         superblock = adjust(superblock)
     for finding in findings:

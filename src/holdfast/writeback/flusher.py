@@ -132,6 +132,9 @@ class Flusher:
     def _issue_writes(self) -> None:
         log = self.log
         ring = log.ring
+        # A recovery brings back what was published. If more of a commit than that were in its file, and a summary that
+        # lists it, they would contradict each other.
+        log.publish()
         while self.issued < log.sealed and len(self._in_flight) < WRITES_IN_FLIGHT_MAX:
             start = self.issued
             ordinal = start >> log.shift

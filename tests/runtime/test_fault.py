@@ -35,8 +35,11 @@ def test_a_rule_says_all_that_it_can() -> None:
         ("read=EIO:1/0", "1/0 is no rate"),
         ("read=EIO:1/2,colour=3", "'colour=3' is no option"),
         ("read=EIO,seed=1,seed=2", "'seed=2' is no option"),
-        ("read=EIO,after=1.5", "'after=1.5' is no option"),
-        ("read=EIO,for=1.2.3", "'for=1.2.3' is no option"),
+        ("read=EIO,after=1.5", "'after=1.5' is not a whole number"),
+        ("read=EIO,for=1.2.3", "'for=1.2.3' is not seconds"),
+        ("read=EIO,for=.", "'for=.' is not seconds"),
+        ("read=EIO,for=" + "9" * 400, "is not seconds"),
+        ("read=EIO,seed=" + "9" * 400, "is not a whole number"),
         ("read=EIO:1/2 ", "is no fault"),
     ],
 )

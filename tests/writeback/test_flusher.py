@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import EIO, ENOMEM, ENOSPC
 
 from holdfast.pool.commit import decode_commit_header
-from holdfast.runtime.ports import WRITE
+from holdfast.runtime.ports import SYNC, WRITE
 from holdfast.writeback.flusher import EAGER_BLOCKS_MIN, RETRY_DELAY_NS_MAX, RETRY_DELAY_NS_MIN
 from holdfast.writeback.log import Room
 from tests.writeback.conftest import EPOCH, Rig
@@ -85,6 +85,28 @@ def test_a_large_flush_is_writes_and_one_sync_of_each_file() -> None:
     assert rig.flusher.writes >= 2
     assert rig.flusher.syncs == 2
     assert rig.log.durable == rig.log.sealed
+
+
+def test_a_sync_covers_only_the_writes_that_had_ended_when_it_began() -> None:
+    rig = Rig(blocks=1024)
+    rig.append(400)
+    rig.flush()
+    while not any(io.op == SYNC for io in rig.disk.in_flight):
+        rig.disk.complete(0)
+    covered = rig.flusher.written
+    rig.append(300)
+    rig.flush()
+    writes = [io for io in rig.disk.in_flight if io.op == WRITE]
+    assert writes
+    for io in writes:
+        rig.disk.complete(rig.disk.in_flight.index(io))
+    assert rig.flusher.written > covered
+    while rig.log.durable < covered:
+        rig.disk.complete(0)
+    assert rig.log.durable == covered
+    assert rig.answers == [0]
+    rig.settle()
+    assert rig.answers == [0, 0]
 
 
 def test_a_writer_that_never_flushes_is_written_back_anyway() -> None:
@@ -190,6 +212,19 @@ def test_after_a_failed_sync_the_data_are_written_again_and_not_just_synced() ->
     assert rig.answers == [EIO, 0]
     for position in range(258, rig.log.position):
         assert any(rig.stored(position)) or position in (509, 510)
+
+
+def test_while_every_sync_fails_the_pauses_grow_though_writes_succeed() -> None:
+    rig = Rig(blocks=4096, segments=100)
+    rig.disk.faults.turn_on("sync", "EIO", 1.0)
+    pauses = []
+    for _ in range(8):
+        rig.append(300)
+        rig.flush()
+        rig.settle()
+        pauses.append(rig.flusher.pause_ns)
+        rig.flusher.resume()
+    assert max(pauses) > 8 * RETRY_DELAY_NS_MIN
 
 
 def test_an_error_meets_all_who_wait_and_those_after_it_wait_for_the_retry(rig: Rig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from holdfast.pool.block import ADDRESS_MASK, ENTRY_DTYPE, KIND_COMMIT, KIND_DATA, SEED_DATA
+from holdfast.pool.block import ADDRESS_MASK, ENTRY_DTYPE, KIND_COMMIT, KIND_DATA, KIND_META, SEED_DATA, SEED_META
 from holdfast.pool.commit import COMMIT_ENTRIES_MAX, decode_commit_header
 from holdfast.pool.segment import decode_segment_footer, decode_segment_header, decode_summary
 from holdfast.pool.space import Privilege
@@ -109,6 +109,18 @@ def test_a_pool_without_segments_for_clients_has_some_for_metadata() -> None:
         rig.flush()
         rig.settle()
     assert rig.space.available_segments == 2
+    assert rig.log.make_room(Privilege.CHECKPOINT) is Room.YES
+
+
+def test_a_segment_opened_for_metadata_is_not_filled_by_clients() -> None:
+    rig = Rig(blocks=1024, segments=3)
+    while rig.append(100) is not Room.NO_SPACE:
+        rig.flush()
+        rig.settle()
+    assert rig.log.make_room(Privilege.CHECKPOINT) is Room.YES
+    rig.log.append(bytes(BLOCK_SIZE_BYTES), 0, SEED_META, KIND_META)
+    rig.log.room = 0
+    assert rig.log.make_room() is Room.NO_SPACE
     assert rig.log.make_room(Privilege.CHECKPOINT) is Room.YES
 
 

@@ -121,7 +121,7 @@ class Opener:
         """The blocks of a table, joined: each from the first of its copies that is whole. A block that is whole in none
         is looked at once more, from the disk, for a reading can go wrong where the disk is right."""
         blocks: list[bytes | None] = [None] * len(copies[0])
-        errno = 0
+        unreadable: dict[int, int] = {}  # blocks of which a copy could not be read at the last look, and why
         for again in (False, True):
             for number, words in enumerate(copies):
                 missing = [index for index, block in enumerate(blocks) if block is None]
@@ -134,14 +134,16 @@ class Opener:
                         name = f"copy {number + 1} of block {index} of the {TABLE_NAMES[table]}"
                         place = f"(segment {io.file:08x}, block {io.offset >> BLOCK_SHIFT})"
                         if io.result < 0:
-                            errno = -io.result
-                            self.findings.append(f"{name} {place} cannot be read: errno {errno}")
+                            self.findings.append(f"{name} {place} cannot be read: errno {-io.result}")
+                            if again:
+                                unreadable[index] = -io.result
                         elif block_matches(io.view, table << VOLUME_SHIFT | index, KIND_META, words[index]):
                             blocks[index] = bytes(io.view)
                         elif not again:
                             self.findings.append(f"{name} {place} is damaged")
-        if None in blocks:
-            what = f"block {blocks.index(None)} of the {TABLE_NAMES[table]}"
+        for index in [index for index, block in enumerate(blocks) if block is None]:
+            what = f"block {index} of the {TABLE_NAMES[table]}"
+            errno = unreadable.get(index, 0)
             if errno:
                 # What cannot be read now may be whole: nobody should reach for a backup before that is known.
                 raise DiskError(f"no copy of {what} can be read: errno {errno}; mend the disk, then try again", errno)

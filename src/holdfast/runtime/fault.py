@@ -78,8 +78,11 @@ def parse_fault(text: str) -> FaultRule:
     options: dict[str, str] = {}
     for option in filter(None, match["options"].split(",")):
         name, _, value = option.partition("=")
-        if name not in _OPTIONS or name in options or ("." in value and name != "for") or value.count(".") > 1:
+        if name not in _OPTIONS or name in options:
             raise RequestError(f"{text!r}: {option!r} is no option; there are {', '.join(_OPTIONS)}, each once")
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?" if name == "for" else r"\d{1,18}", value):
+            kind = "seconds" if name == "for" else "a whole number"
+            raise RequestError(f"{text!r}: {option!r} is not {kind}")
         options[name] = value
     return FaultRule(
         point=point,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -15,9 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from holdfast.sim.campaign import COVERING_SEEDS, Tally, run_cases, run_seeds
+from holdfast.sim.campaign import COVERING_SEEDS, Tally, run_cases, run_seeds, time_limit
 from holdfast.sim.exhaustive import Case, cases, run_case
-from holdfast.sim.faults import describe
+from holdfast.sim.faults import FAULTS, describe
 from holdfast.sim.run import Outcome
 from holdfast.sim.shrink import run_edited, shrink
 
@@ -69,6 +71,14 @@ def main(
     if not __debug__:
         raise click.UsageError("without assertions nothing would be checked: leave out -O and PYTHONOPTIMIZE")
     logging.disable(logging.CRITICAL)
+    if minutes is not None and not math.isfinite(minutes):
+        raise click.UsageError("--minutes is a number of minutes")
+    if (trace or edits) and seed is None and (edits or case_text is None):
+        raise click.UsageError("--trace and --edit go with --seed (--trace with --case, too)")
+    if as_json and (seed is not None or case_text is not None):
+        raise click.UsageError("--json goes with --seeds, --minutes or --exhaustive; one run prints text")
+    if seed is not None and seeds is not None:
+        raise click.UsageError("--seed is one seed, --seeds so many from --first-seed on: give one of them")
     if seed is not None:
         sys.exit(_one(seed, operations, list(edits), trace=trace))
     if case_text is not None:
@@ -96,7 +106,8 @@ def _one(seed: int, operations: int, edits: list[str], *, trace: bool) -> int:
 
 def _one_case(text: str, *, trace: bool) -> int:
     parts = text.split(",")
-    if len(parts) != 3 or not parts[2].isdigit():
+    known = len(parts) == 3 and tuple(parts[:2]) in {*FAULTS, ("power", "off"), ("kill", "-9")}
+    if not known or not re.fullmatch(r"[0-9]{1,9}", parts[2]):
         raise click.UsageError("--case is POINT,KIND,NUMBER, as --exhaustive prints it")
     failure = run_case(Case(parts[0], parts[1], int(parts[2])), _print_line if trace else None)
     print(f"case {text}: {'BROKEN: ' + failure if failure else 'held'}")
@@ -133,13 +144,16 @@ def _many(
         _explain(failed, operations, shrinking=shrinking)
     for point, kind in untried:
         print(f"never tried: {point} {kind}", file=sys.stderr)
+    if not tally.seeds:
+        print("no seed was run in that time", file=sys.stderr)
+        return 2
     return 1 if tally.failures or untried else 0
 
 
 def _explain(failed: Outcome, operations: int, *, shrinking: bool) -> None:
     edits: list[str] = []
     if shrinking:
-        edits, failed = shrink(failed.seed, operations)
+        edits, failed = shrink(failed.seed, operations, _in_time)
     options = "".join(f" --edit '{edit}'" for edit in edits)
     print(
         f"seed {failed.seed}: {failed.failure}\n"
@@ -147,6 +161,11 @@ def _explain(failed: Outcome, operations: int, *, shrinking: bool) -> None:
         f"  ./dev sim --operations {operations} --seed {failed.seed}{options} --trace",
         file=sys.stderr,
     )
+
+
+def _in_time(seed: int | str, operations: int, edits: list[str]) -> Outcome:
+    with time_limit():
+        return run_edited(seed, operations, edits)
 
 
 def _commit() -> str:

@@ -6,6 +6,7 @@ import numpy as np
 
 from holdfast.pool.block import ADDRESS_MASK
 from holdfast.sim.world import World
+from holdfast.units import BLOCK_SIZE_BYTES
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_SHIFT
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Work
@@ -43,6 +44,7 @@ def check_nothing_held(world: World) -> None:
     cache = engine.cache
     assert len(cache.free) + len(cache.slot_of) == cache.pages
     assert len(set(cache.free)) == len(cache.free)
+    assert cache._budget.used_bytes == len(cache.slot_of) * BLOCK_SIZE_BYTES
     children = [0] * cache.pages
     for slot in cache.slot_of.values():
         if cache.parent(slot) >= 0:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import logging
 import multiprocessing
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import wait
+from types import FrameType
 from typing import Any
 
 from holdfast.sim.exhaustive import Case, run_case
@@ -18,6 +21,8 @@ from holdfast.sim.faults import FAULTS
 from holdfast.sim.run import Outcome
 from holdfast.sim.shrink import run_edited
 
+# A hundred times what the longest runs take.
+RUN_S_MAX = 120.0
 # How often it is looked whether the processes are alive.
 LOOK_S = 0.02
 # Of this many seeds it is expected that they try every fault there is.
@@ -147,7 +152,9 @@ def _work(
             taken.value += 1
         if count is not None and number >= count:
             break
-        results.put(work(first + number))
+        with time_limit():
+            result = work(first + number)
+        results.put(result)
         gc.collect()
     results.put(None)
 
@@ -155,3 +162,21 @@ def _work(
 def _quieten() -> None:
     """The engine has every reason to complain in these runs, and nobody to read it."""
     logging.disable(logging.CRITICAL)
+
+
+@contextmanager
+def time_limit(seconds: float = RUN_S_MAX) -> Iterator[None]:
+    """Raise AssertionError inside of the block when it takes longer: an end to runs that would not end, for what loops
+    without letting simulated time pass. In the main thread only, for signals reach no other."""
+
+    def over(_signal: int, frame: FrameType | None) -> None:
+        where = "" if frame is None else f", in {frame.f_code.co_qualname} of {frame.f_code.co_filename}"
+        raise AssertionError(f"it had not ended after {seconds:.0f} seconds{where}")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -98,7 +98,7 @@ class SimDisk:
         if self._rng.random() >= self.character.cached or (file not in self.files):
             return False
         io = Io(READ, file, offset, view)
-        self._perform(io)
+        self._perform(io, "read cached")
         return io.result == 0
 
     def drop_cached(self, file: int, offset: int, length: int) -> None:
@@ -213,8 +213,8 @@ class SimDisk:
             assert not (io.offset | io.length) % BLOCK_SIZE_BYTES, f"{io}: not aligned"
         self._fate.effect()
 
-    def _perform(self, io: Io) -> None:
-        kind = self._faults.strike(point_of(io))
+    def _perform(self, io: Io, point: str = "") -> None:
+        kind = self._faults.strike(point or point_of(io))
         if not kind:
             io.result = self._perform_well(io)
             return

@@ -7,6 +7,7 @@ that it survives running out of memory.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -69,10 +70,12 @@ def fixed_swarm(*, damage: bool = False) -> Swarm:
 class FixedRun(Run):
     """The course: open, two volumes, requests, a volume goes, more requests, a clean end and a new start, the end."""
 
-    def __init__(self, case: Case | None, write: Callable[[str], None] | None = None) -> None:
-        super().__init__(SEED, OPERATIONS, swarm=fixed_swarm(damage=case is not None and case.kind in DAMAGE),
-                         write=write)  # fmt: skip
+    def __init__(self, case: Case | None, write: Callable[[str], None] | None = None, *, damage: bool = False) -> None:
+        damage = damage or (case is not None and case.kind in DAMAGE)
+        super().__init__(SEED, OPERATIONS, swarm=fixed_swarm(damage=damage), write=write)
         self.case = case
+        self.offered: Counter[str] = Counter()  # how often there was something that could fail, before the end
+        self.effects = 0
         self._over = False
         if case is not None and case.point in ("power", "kill"):
             self.world.fate.left = case.number
@@ -86,6 +89,9 @@ class FixedRun(Run):
             self._attempt(step)
         if not self.swarm.damage:
             self._attempt(self._restart)
+            self._attempt(self._send_half)  # what is read now comes from the disk
+        self.offered = Counter(world.faults.offered)
+        self.effects = world.fate.effects
         if not self._over:
             # What has not happened by now will not happen: the end is looked at in peace.
             world.fate.spare()
@@ -132,21 +138,28 @@ class FixedRun(Run):
 
 def cases() -> Iterator[Case]:
     """All there are for the fixed course, found out by running it once with nothing going wrong."""
-    dry = FixedRun(None)
+    dry, dry_damage = FixedRun(None), FixedRun(None, damage=True)
     dry.run_course()
+    dry_damage.run_course()
     for point, kinds in POINTS.items():
         for kind in kinds:
-            for number in range(dry.world.faults.offered[point]):
+            for number in range((dry_damage if kind in DAMAGE else dry).offered[point]):
                 yield Case(point, kind, number)
-    for number in range(dry.world.fate.effects):
+    for number in range(dry.effects):
         yield Case("power", "off", number)
         yield Case("kill", "-9", number)
 
 
 def run_case(case: Case, write: Callable[[str], None] | None = None) -> str:
-    """The broken promise, or "" if all were kept."""
+    """The broken promise, or "" if all were kept. A case that never comes about is broken, too."""
+    run = FixedRun(case, write)
     try:
-        FixedRun(case, write).run_course()
+        run.run_course()
+        died = case.point in ("power", "kill")
+        struck = run.outcome.crashes if died else run.world.faults.struck[case.point, case.kind]
+        assert struck, "nothing struck: there is no such call or effect"
     except AssertionError as error:
         return str(error) or "an assertion without a message"
+    except Exception as error:  # the engine's own mistakes are failures like any other
+        return f"{type(error).__name__}: {error}"
     return ""

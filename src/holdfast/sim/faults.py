@@ -33,6 +33,7 @@ DAMAGE = (ROT, FORGET, MISDIRECT)
 
 POINTS: dict[str, tuple[str, ...]] = {
     "read": (*FAILURES, FLIP),
+    "read cached": (FLIP,),
     "write": (*FAILURES, *DAMAGE),
     "write superblock": FAILURES,
     "sync": tuple(ERRNOS),

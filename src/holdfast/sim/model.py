@@ -127,7 +127,7 @@ class Model:
             other.doubtful = True
         version = chain.pop(index)
         moment = self.tick()
-        chain.append(Version(content, version.begun, moment, version.safe))
+        chain.append(Version(content, version.begun, moment, version.safe, acknowledged=version.acknowledged))
         del self.contested[key]
 
     # ---- what must be
@@ -135,9 +135,12 @@ class Model:
     def must_survive(self, moment: int) -> None:
         """All changes that ended before `moment` are there to stay."""
         for key in list(self._unsafe):
-            if key in self.contested:
-                continue
             chain = self.blocks[key]
+            if key in self.contested:
+                # Which of them is left is not known; that nothing is that ended before them, is.
+                for version in chain:
+                    version.safe |= version.acknowledged and version.ended <= moment
+                continue
             for index in range(len(chain) - 1, -1, -1):
                 version = chain[index]
                 if version.ended <= moment:
@@ -150,9 +153,8 @@ class Model:
                     break
 
     def must_survive_change(self, begun: Mapping[Key, Version]) -> None:
-        for key, version in begun.items():
-            if key not in self._blurred:
-                version.safe = True
+        for version in begun.values():
+            version.safe = True
 
     def may_read(self, key: Key, since: int) -> list[bytes]:
         """What a read that began at `since` and ends now may find: what was there then, or anything later."""
@@ -200,9 +202,13 @@ class Model:
             assert content in held, f"a wrong byte in block {key}: {self.describe(key, content)}"
 
     def _may_recover(self, key: Key) -> list[bytes]:
+        """What a block whose last changes are not in a known order may be: nothing that had ended before a change began
+        that must survive."""
         chain = self.blocks[key]
         first = max((index for index, version in enumerate(chain) if version.safe), default=0)
-        return [version.content for version in chain[min(first, self._blurred[key]) :]]
+        floor = max((version.begun for version in chain if version.safe and version.acknowledged), default=-1)
+        possible = chain[min(first, self._blurred[key]) :]
+        return [version.content for version in possible if version.ended >= floor]
 
     def _spans(self, key: Key, content: bytes, since: int) -> Iterable[tuple[int, int]]:
         chain = self.blocks[key]

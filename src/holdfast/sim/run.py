@@ -222,6 +222,7 @@ class Run:
                 return False
             except (DiskError, NoSpaceError) as error:
                 if isinstance(error, NoSpaceError):
+                    assert not world.engine.space.available_segments, f"there is space, and yet: {error}"
                     # Deaths during recovery can use up what a full pool holds back. It says what helps, and that does.
                     world.add_capacity()
                 else:

@@ -6,6 +6,7 @@ A shrunken run is its seed with edits, each a short text that the command line t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 from holdfast.sim.run import Outcome, Run
@@ -23,11 +24,11 @@ def edited_swarm(seed: int | str, operations: int, edits: list[str]) -> Swarm:
         name, equals, value = edit.partition("=")
         if edit.startswith("-") and edit[1:] in swarm.actions and edit != "-write":
             del swarm.actions[edit[1:]]
-        elif edit.startswith("-") and "/" in edit:
+        elif any(edit == f"-{point}/{kind}" for point, kind, _rate in swarm.faults):
             swarm.faults = [fault for fault in swarm.faults if f"-{fault[0]}/{fault[1]}" != edit]
-        elif equals and name in _NUMBERS:
+        elif equals and name in _NUMBERS and value.isascii() and value.isdecimal() and int(value) > 0:
             setattr(swarm, name, int(value))
-        elif equals and name in _RATES:
+        elif equals and name in _RATES and re.fullmatch(r"0(\.\d+)?|1(\.0+)?", value):
             setattr(swarm, name, float(value))
         else:
             raise ValueError(f"{edit!r} changes nothing of this seed")
@@ -47,10 +48,13 @@ def run_edited(
     return run.outcome
 
 
-def shrink(seed: int | str, operations: int) -> tuple[list[str], Outcome]:
-    """Edits that make a failing run shorter, and how it then fails. Edits that end the failing are left out."""
+def shrink(
+    seed: int | str, operations: int, run: Callable[[int | str, int, list[str]], Outcome] = run_edited
+) -> tuple[list[str], Outcome]:
+    """Edits that make a failing run shorter, and how it then fails. Edits that end the failing are left out. `run`: in
+    place of `run_edited`."""
     edits: list[str] = []
-    best = run_edited(seed, operations, edits)
+    best = run(seed, operations, edits)
     assert best.failure, "a run that holds cannot be shrunk"
     tries = 0
     progress = True
@@ -58,7 +62,7 @@ def shrink(seed: int | str, operations: int) -> tuple[list[str], Outcome]:
         progress = False
         for edit in _candidates(edited_swarm(seed, operations, edits)):
             tries += 1
-            outcome = run_edited(seed, operations, [*edits, edit])
+            outcome = run(seed, operations, [*edits, edit])
             if outcome.failure:
                 name = edit.partition("=")[0]
                 edits = [earlier for earlier in edits if earlier.partition("=")[0] != name] + [edit]

@@ -53,10 +53,6 @@ class Swarm:
     faults: list[tuple[str, str, float]] = field(default_factory=list)
     damage: bool = False  # the medium lies: what it holds may be wrong
 
-    @property
-    def calm(self) -> bool:
-        return not self.faults
-
 
 def draw_swarm(seed: int | str, operations: int) -> Swarm:
     rng = stream(seed, "swarm")
@@ -139,7 +135,8 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
     elif not damage and rng.random() < 0.06:
         # What is read is wrong now and then, above all when a pool is opened again.
         swarm.faulty, swarm.crash, swarm.power = 1.0, 1.0, 0.7
-        swarm.faults = [("read", FLIP, rng.choice([0.1, 0.3]))]
+        rate = rng.choice([0.1, 0.3])
+        swarm.faults = [("read", FLIP, rate), ("read cached", FLIP, rate / 4)]
     return swarm
 
 

@@ -52,7 +52,6 @@ class Workload:
         self.flushed = -1  # everything acknowledged before this moment is durable
         self.operations = 0  # requests sent
         self.left = 0  # requests that may still be sent now
-        self.full = 0  # requests that were answered with ENOSPC
         self.era = 0  # counts changes of the faults that are on
         self._stamp = 0
         self._places = [self.rng.random() for _ in range(swarm.places)]
@@ -330,6 +329,8 @@ class Workload:
         for key, (start, data) in (partial or {}).items():
             self._partial[key] = _Part(number, start, data[: BLOCK_SIZE_BYTES - start], begun[key])
 
+        was_low, checkpoints = self._is_low(), self._checkpoints()
+
         def judge(answer: Answer) -> None:
             del changes_of[number]
             self._over(number)
@@ -342,11 +343,20 @@ class Workload:
                 if flags & CMD_FLAG_FUA:
                     self.model.must_survive_change(begun)
             else:
-                assert answer.errno == ENOSPC or self._tolerant(), f"{_NAMES[command]}: errno {answer.errno}"
-                self.full += answer.errno == ENOSPC
+                full = answer.errno == ENOSPC and (was_low or self._is_low() or checkpoints != self._checkpoints())
+                assert full or self._tolerant(), f"{_NAMES[command]}: errno {answer.errno}"
                 self.model.doubt(begun)
 
         self._send(client, judge, command, offset, 0 if payload else length, payload, flags)
+
+    def _is_low(self) -> bool:
+        """True if clients can be out of space now."""
+        space = self.world.engine.space
+        return space.available_segments <= space.reserve_segments
+
+    def _checkpoints(self) -> int:
+        """How many there were: with each, space that was short may have come free."""
+        return self.world.engine.checkpointer.written
 
     def _over(self, number: int) -> None:
         """A change is not under way any more."""

@@ -236,14 +236,14 @@ class Flusher:
         if not self._errno or self._syncs_in_flight or not all(extent.done for extent in self._in_flight):
             return
         self.last_errno, self._errno = self._errno, 0
-        if self.written > self._got_on_to:
-            self._retry_delay_ns = RETRY_DELAY_NS_MIN
-        self._got_on_to = self.written
         end = self.issued
         if self._sync_failed:
             self._sync_failed = False
             self.written = self.durable
             self._unsynced.clear()
+        if self.written > self._got_on_to:
+            self._retry_delay_ns = RETRY_DELAY_NS_MIN
+        self._got_on_to = self.written
         self.issued = self.written
         self._in_flight.clear()  # those behind a write that failed are written again with it
         self._round_end = 0

@@ -296,8 +296,8 @@ RECOVERY = [
         "segments that were opened after the checkpoint stay on the free list",
         "P1, P6",
         "holdfast.pool.opening",
-        "            if ordinal <= last and (space.state[segment] in (ABSENT, FREE) or",
-        "            if ordinal <= last and (space.state[segment] == ABSENT or",
+        "(space.state[segment] in (ABSENT, FREE) or space.ordinal[segment] != ordinal):",
+        "space.state[segment] == ABSENT:",
     ),
     Mutant(
         "holes-not-replayed",
@@ -860,6 +860,7 @@ RARE = {
     "old-summaries-count",
     "page-room-lost-wake-up",
     "reserve-for-metadata-ignored",
+    "seams-within-blocks",
     "sync-covers-later-writes",
     "tables-looked-at-once",
     "torn-summary-called-damage",

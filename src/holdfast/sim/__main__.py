@@ -144,6 +144,8 @@ def _many(
         _explain(failed, operations, shrinking=shrinking)
     for point, kind in untried:
         print(f"never tried: {point} {kind}", file=sys.stderr)
+    if tally.interrupted:
+        return 130
     if not tally.seeds:
         print("no seed was run in that time", file=sys.stderr)
         return 2

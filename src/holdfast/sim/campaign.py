@@ -43,6 +43,7 @@ class Tally:
     seconds: float = 0.0
     struck: Counter[tuple[str, str]] = field(default_factory=Counter)
     failures: list[Outcome] = field(default_factory=list)
+    interrupted: bool = False
 
     def add(self, outcome: Outcome) -> None:
         self.seeds += 1
@@ -75,9 +76,12 @@ def run_seeds(
     tally = Tally()
     started = time.monotonic()
     deadline = None if minutes is None else started + 60 * minutes
-    for outcome in _spread(partial(run_one, operations=operations), first, count, jobs, deadline):
-        tally.add(outcome)
-        each(outcome)
+    try:
+        for outcome in _spread(partial(run_one, operations=operations), first, count, jobs, deadline):
+            tally.add(outcome)
+            each(outcome)
+    except KeyboardInterrupt:
+        tally.interrupted = True  # what was done until then counts
     tally.seconds = time.monotonic() - started
     return tally
 
@@ -142,6 +146,7 @@ def _work(
 ) -> None:
     """In a process of its own: take the next number until there is none. The last result is None."""
     _quieten()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to the end
     gc.collect()
     gc.freeze()
     gc.disable()  # what a run leaves is collected after it, all at once

@@ -115,6 +115,7 @@ class FixedRun(Run):
 
     def _restart(self) -> None:
         self.world.settle()
+        self.work.exorcise()
         self.close()
         self.world.open()
 

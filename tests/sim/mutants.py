@@ -385,8 +385,8 @@ CHECKPOINT_AND_SPACE = [
         "the block that a write replaces stays counted as live",
         "P7",
         "holdfast.volume.write",
-        "        if old:\n            self._live[(old & ADDRESS_MASK) >> self._shift] -= 1\n        else:",
-        "        if not old:",
+        "        if old:\n            self._live[(old & ADDRESS_MASK) >> self._shift] -= 1\n        return 0\n",
+        "        return 0\n",
     ),
     Mutant(
         "frozen-page-changed",
@@ -861,7 +861,6 @@ RARE = {
     "page-room-lost-wake-up",
     "reserve-for-metadata-ignored",
     "seams-within-blocks",
-    "sync-covers-later-writes",
     "tables-looked-at-once",
     "torn-summary-called-damage",
     "trim-gives-up",

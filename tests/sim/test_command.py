@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from holdfast.sim.campaign import time_limit
 from holdfast.sim.shrink import edited_swarm, shrink
 from holdfast.sim.swarm import draw_swarm
 
@@ -58,6 +59,14 @@ def test_one_case_of_the_loops_can_be_run_again() -> None:
     ("arguments", "complaint"),
     [
         (["--case", "write"], "--case is POINT,KIND,NUMBER"),
+        (["--case", "nowhere,EIO,1"], "--case is POINT,KIND,NUMBER"),
+        (["--minutes", "nan"], "--minutes is a number of minutes"),
+        (["--trace"], "--trace and --edit go with --seed"),
+        (["--seed", "1", "--json"], "--json goes with --seeds"),
+        (["--seed", "1", "--seeds", "2"], "give one of them"),
+        (["--seed", "1", "--edit", "volumes=0"], "'volumes=0' changes nothing"),
+        (["--seed", "1", "--edit", "crash=nan"], "'crash=nan' changes nothing"),
+        (["--seed", "1", "--edit", "-nowhere/EIO"], "'-nowhere/EIO' changes nothing"),
         (["--seed", "1", "--edit", "nonsense=1"], "changes nothing of this seed"),
         (["--seeds", "0"], "--seeds"),
     ],
@@ -80,3 +89,15 @@ def test_edits_change_what_they_name() -> None:
 def test_a_run_that_holds_cannot_be_shrunk() -> None:
     with pytest.raises(AssertionError, match="holds"):
         shrink(1, 20)
+
+
+def test_a_case_that_never_comes_about_is_not_one_that_held() -> None:
+    done = sim("--case", "power,off,99999")
+    assert done.returncode == 1
+    assert "nothing struck" in done.stdout
+
+
+def test_a_run_that_does_not_end_is_ended() -> None:
+    with pytest.raises(AssertionError, match="had not ended after 0 seconds, in test_a_run"), time_limit(0.01):
+        while True:
+            pass

@@ -160,6 +160,7 @@ def test_a_disk_that_cannot_read_is_told_with_its_errno_and_holds_nothing_back(w
     world.open()
     volume = world.engine.find("disk0")
     world.run(world.engine.table.page(volume, 0, 0, create=False))
+    world.disk.character.cached = 0.0
     world.faults.turn_on("read", "ENOMEM", 1.0)
     with pytest.raises(ReadError) as caught:
         read(world, volume, 0, BLOCK)

@@ -6,8 +6,10 @@ import pytest
 
 from holdfast.nbd.protocol import CMD_FLUSH, CMD_READ, CMD_WRITE
 from holdfast.pool.space import OPEN, SEALED
+from holdfast.sim.fate import Crashed
+from holdfast.sim.world import WorldConfig
 from holdfast.units import BLOCK_SIZE_BYTES, MIB
-from tests.engine.helpers import ask, block, connect, create, new_world
+from tests.engine.helpers import HoldingWorld, ask, block, connect, create, new_world
 
 BLOCKS = 8
 
@@ -45,3 +47,28 @@ def test_a_segment_that_the_lost_checkpoint_freed_and_the_log_has_entered_again(
     assert "superblock slot" in caplog.text
     read = ask(world, connect(world, "disk"), CMD_READ, 0, BLOCKS * BLOCK_SIZE_BYTES)
     assert bytes(read.data) == b"".join(block(value) for value in newest)
+
+
+def test_a_pool_whose_making_is_cut_short_twice_can_be_made_or_opened(caplog: pytest.LogCaptureFixture) -> None:
+    """The server dies while it writes the first superblock; the next one finds it, though it is not durable, and the
+    power fails at any moment after that."""
+    for first in range(3):
+        for second in range(30):
+            world = HoldingWorld(f"made twice {first} {second}", WorldConfig(segments=24, segment_blocks=64))
+            for effects, power in ((first, False), (second, True)):
+                world.fate.left = effects
+                try:
+                    world.open()
+                except Crashed:
+                    if power:
+                        world.power_fails()
+                    else:
+                        world.server_dies()
+                else:
+                    world.fate.spare()
+                    break
+            else:
+                world.open()
+            create(world, "disk", MIB)
+            assert ask(world, connect(world, "disk"), CMD_WRITE, payload=block(1)).errno == 0
+            world.close()

@@ -24,6 +24,9 @@ def play(number: int, *, structured: bool, room_bytes: int) -> World:
     world.settle(lambda: client.ready)
     world.faults.countdown = "send", VANISH, number
     for step in range(40):
+        if step % 8 == 1:
+            for lba in range(60):  # answered at once, in more than one portion
+                client.send(CMD_READ, 4 * MIB + lba * BLOCK_SIZE_BYTES, BLOCK_SIZE_BYTES)
         client.send(CMD_WRITE, step * BLOCK_SIZE_BYTES, payload=block(step))
         client.send(CMD_READ, 4 * MIB + step * BLOCK_SIZE_BYTES, 700 * KIB if step % 3 == 0 else 100 * KIB)
         client.send(CMD_READ, step * BLOCK_SIZE_BYTES, BLOCK_SIZE_BYTES)

@@ -130,6 +130,8 @@ class Engine:
             ring_room=self.ring_room,
             segment_room=self.segment_room,
             next_turn=self.next_turn,
+            next_tick=self.next_tick,
+            now_ns=clock.now_ns,
         )
         self.checkpointer = Checkpointer(
             self.log,
@@ -446,11 +448,15 @@ class Engine:
     def find(self, name: str) -> Volume:
         return self.volumes.find(name)
 
-    def create_volume(self, name: str, size_bytes: int, answer: Answer, *, quota_bytes: int = 0) -> None:
-        self.volumes.create(name, size_bytes, answer, quota_bytes=quota_bytes)
+    def create_volume(
+        self, name: str, size_bytes: int, answer: Answer, *, quota_bytes: int = 0, on_full_wait_s: int = 0
+    ) -> None:
+        self.volumes.create(name, size_bytes, answer, quota_bytes=quota_bytes, on_full_wait_s=on_full_wait_s)
 
-    def set_quota(self, name: str, quota_bytes: int, answer: Answer) -> None:
-        self.volumes.set_quota(name, quota_bytes, answer)
+    def change_volume(
+        self, name: str, answer: Answer, *, quota_bytes: int | None = None, on_full_wait_s: int | None = None
+    ) -> None:
+        self.volumes.change(name, answer, quota_bytes=quota_bytes, on_full_wait_s=on_full_wait_s)
 
     def remove_volume(self, name: str, answer: Answer) -> None:
         self.volumes.remove(name, answer)

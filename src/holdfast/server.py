@@ -14,7 +14,7 @@ from errno import EIO
 from pathlib import Path
 from urllib.parse import quote
 
-from holdfast.control.api import PoolStatus, Statistics, VolumeInfo, VolumeRemoved
+from holdfast.control.api import ChangeVolume, CreateVolume, PoolStatus, Statistics, VolumeInfo, VolumeRemoved
 from holdfast.engine import Engine
 from holdfast.errors import DiskError, HoldfastError, RequestError
 from holdfast.runtime.buffers import aligned_buffer
@@ -244,11 +244,22 @@ class Server:
         volume = self.engine.find(name)
         return volume_info(volume, self.uris(name))
 
-    def create_volume(self, name: str, size_bytes: int, reply: ServiceReply, *, quota_bytes: int = 0) -> None:
-        self.engine.create_volume(name, size_bytes, self._told_of(name, reply), quota_bytes=quota_bytes)
+    def create_volume(self, wanted: CreateVolume, reply: ServiceReply) -> None:
+        self.engine.create_volume(
+            wanted.name,
+            wanted.size_bytes,
+            self._told_of(wanted.name, reply),
+            quota_bytes=wanted.quota_bytes,
+            on_full_wait_s=wanted.on_full_wait_s,
+        )
 
-    def set_quota(self, name: str, quota_bytes: int, reply: ServiceReply) -> None:
-        self.engine.set_quota(name, quota_bytes, self._told_of(name, reply))
+    def change_volume(self, name: str, change: ChangeVolume, reply: ServiceReply) -> None:
+        self.engine.change_volume(
+            name,
+            self._told_of(name, reply),
+            quota_bytes=change.quota_bytes,
+            on_full_wait_s=change.on_full_wait_s,
+        )
 
     def _told_of(self, name: str, reply: ServiceReply) -> Callable[[Volume | HoldfastError | None], None]:
         def answer(outcome: Volume | HoldfastError | None) -> None:

@@ -209,7 +209,7 @@ def test_a_quota_is_given_changed_and_taken_away(run: Run, served_pool: Path, se
     assert run("volume", "create", f"{served_pool}/disk0", "10G", "--quota", "1G").exit_code == 0
     assert service.known["disk0"].quota_bytes == GIB
     result = run("volume", "set", f"{served_pool}/disk0", "--quota", "2G")
-    assert (result.exit_code, result.stdout) == (0, f"{served_pool}/disk0: 0 used of 2G\n")
+    assert (result.exit_code, result.stdout) == (0, f"{served_pool}/disk0: 0 used of 2G; when full: ENOSPC\n")
     assert service.known["disk0"].quota_bytes == 2 * GIB
     assert "quota     2G\n" in run("volume", "show", f"{served_pool}/disk0").stdout
     result = run("volume", "set", f"{served_pool}/disk0", "--quota", "none", "--json")
@@ -227,7 +227,10 @@ def test_a_quota_of_an_idle_pool_is_stored(run: Run, pool: Path) -> None:
     [
         (("--quota", "1"), "a quota of 1 bytes is less than a block; give at least 4K, or none"),
         (("--quota", "much"), "much"),
-        ((), "nothing to change; give --quota SIZE, or --quota none"),
+        (("--on-full", "wait"), "'wait' is neither error nor wait:SECONDS"),
+        (("--on-full", "wait:0"), "'wait:0' is neither error nor wait:SECONDS"),
+        (("--on-full", "wait:999999"), "a write cannot wait for 999999 s"),
+        ((), "nothing to change; give --quota SIZE|none or --on-full error|wait:SECONDS"),
     ],
 )
 def test_a_change_that_is_none_is_refused(run: Run, served_pool: Path, words: tuple[str, ...], why: str) -> None:
@@ -241,3 +244,13 @@ def test_the_quota_of_a_volume_that_is_not_there(run: Run, served_pool: Path) ->
     result = run("volume", "set", f"{served_pool}/disk9", "--quota", "1G")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "there is no volume 'disk9'" in result.stderr
+
+
+def test_how_long_a_write_waits_for_space_is_changed_alone(run: Run, served_pool: Path, service: FakeService) -> None:
+    assert (
+        run("volume", "create", f"{served_pool}/disk0", "10G", "--quota", "1G", "--on-full", "wait:30").exit_code == 0
+    )
+    assert (service.known["disk0"].quota_bytes, service.known["disk0"].on_full_wait_s) == (GIB, 30)
+    result = run("volume", "set", f"{served_pool}/disk0", "--on-full", "error")
+    assert result.stdout == f"{served_pool}/disk0: 0 used of 1G; when full: ENOSPC\n"
+    assert service.known["disk0"].quota_bytes == GIB

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from holdfast.control.api import VolumeInfo
+from holdfast.control.api import CreateVolume, VolumeInfo
 from holdfast.control.client import ControlClient
 from holdfast.units import MIB
 
@@ -116,7 +116,7 @@ class RunningServer:
 
     def create(self, name: str, size_bytes: int) -> VolumeInfo:
         with self.control() as client:
-            return client.create_volume(name, size_bytes)
+            return client.create_volume(CreateVolume(name=name, size_bytes=size_bytes))
 
     def show(self, name: str) -> VolumeInfo:
         with self.control() as client:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
-from holdfast.control.api import PoolStatus, Reply, SegmentCounts, Statistics, VolumeInfo, VolumeRemoved
+from holdfast.control.api import (
+    ChangeVolume,
+    CreateVolume,
+    PoolStatus,
+    Reply,
+    SegmentCounts,
+    Statistics,
+    VolumeInfo,
+    VolumeRemoved,
+)
 from holdfast.errors import HoldfastError, NoSpaceError, NotFoundError, RequestError
 from holdfast.units import TIB
 
@@ -60,7 +69,9 @@ class FakeService:
             raise NotFoundError(f"there is no volume {name!r} in this pool")
         return info
 
-    def create_volume(self, name: str, size_bytes: int, reply: Reply, *, quota_bytes: int = 0) -> None:
+    def create_volume(self, wanted: CreateVolume, reply: Reply) -> None:
+        name, size_bytes = wanted.name, wanted.size_bytes
+
         def answer() -> None:
             outcome: VolumeInfo | HoldfastError
             if name in self.known:
@@ -69,16 +80,19 @@ class FakeService:
                 outcome = NoSpaceError("the pool has no room for the map of this volume; give it more --capacity")
             else:
                 self.add(name, size_bytes)
-                outcome = self.known[name] = replace(self.known[name], quota_bytes=quota_bytes)
+                outcome = self.known[name] = replace(
+                    self.known[name], quota_bytes=wanted.quota_bytes, on_full_wait_s=wanted.on_full_wait_s
+                )
             reply(outcome)
 
         self._answer(answer)
 
-    def set_quota(self, name: str, quota_bytes: int, reply: Reply) -> None:
+    def change_volume(self, name: str, change: ChangeVolume, reply: Reply) -> None:
         info = self.volume(name)
 
         def answer() -> None:
-            self.known[name] = replace(info, quota_bytes=quota_bytes)
+            changes = {field: value for field, value in asdict(change).items() if value is not None}
+            self.known[name] = replace(info, **changes)
             reply(self.known[name])
 
         self._answer(answer)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.control.api import CreateVolume
 from holdfast.control.client import ControlClient, connect_unix
 from holdfast.errors import GoneError, NoSpaceError, NotFoundError, RequestError, RetryError
 from holdfast.units import GIB, TIB
@@ -19,7 +20,7 @@ from .socket_server import serve_control
 def test_a_volume_lives_and_dies_through_one_connection(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     with serve_control(path, FakeService()), ControlClient(path) as client:
-        created = client.create_volume("disk0", GIB)
+        created = client.create_volume(CreateVolume(name="disk0", size_bytes=GIB))
         assert client.volumes() == [created]
         assert client.volume("disk0") == created
         assert client.remove_volume("disk0").removed == "disk0"
@@ -49,9 +50,9 @@ def test_errors_come_back_as_the_class_that_was_raised(tmp_path: Path) -> None:
         with pytest.raises(NotFoundError, match="no volume 'nope'"):
             client.volume("nope")
         with pytest.raises(RequestError, match="exists already"):
-            client.create_volume("disk0", GIB)
+            client.create_volume(CreateVolume(name="disk0", size_bytes=GIB))
         with pytest.raises(NoSpaceError, match="--capacity") as caught:
-            client.create_volume("big", 2 * TIB)
+            client.create_volume(CreateVolume(name="big", size_bytes=2 * TIB))
         assert caught.value.errno == 28
 
 

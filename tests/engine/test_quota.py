@@ -85,7 +85,7 @@ def test_a_quota_is_changed_while_the_volume_is_used(world: World, volume: Volum
     assert write(world, client, 0, 1, BLOCKS) == 0
 
     def change(quota_bytes: int) -> None:
-        outcome = world.wait_for(lambda answer: world.engine.set_quota("disk0", quota_bytes, answer))
+        outcome = world.wait_for(lambda answer: world.engine.change_volume("disk0", answer, quota_bytes=quota_bytes))
         world.settle(lambda: bool(outcome))
         assert outcome == [volume]
 
@@ -96,3 +96,23 @@ def test_a_quota_is_changed_while_the_volume_is_used(world: World, volume: Volum
     assert write(world, client, 8000, 1) == ENOSPC, "half of it is just what is used"
     change(0)
     assert write(world, client, 8000, 1, 2 * BLOCKS) == 0
+
+
+def test_a_volume_whose_owner_wants_it_waits_for_space_and_then_says_that_there_is_none(
+    world: World, volume: Volume
+) -> None:
+    client, other = connect(world, "disk0"), connect(world, "disk0")
+    assert write(world, client, 0, 1, BLOCKS) == 0
+    outcome = world.wait_for(lambda answer: world.engine.change_volume("disk0", answer, on_full_wait_s=5))
+    world.settle(lambda: bool(outcome))
+    assert volume.quota_bytes == QUOTA_BYTES, "what is not named stays"
+    patient = client.send(CMD_WRITE, 9000 * BLOCK_SIZE_BYTES, payload=block(3))
+    assert not world.go_on(3_000_000_000, lambda: patient.ready)
+    assert write(world, other, 1, 2) == 0, "nobody else waits"
+    assert ask(world, other, CMD_TRIM, 0, BLOCK_SIZE_BYTES).errno == 0
+    assert world.go_on(1_000_000_000, lambda: patient.ready)
+    assert patient.errno == 0
+    began_ns = world.clock.at_ns
+    assert write(world, client, 9100, 1) == ENOSPC
+    assert 5_000_000_000 <= world.clock.at_ns - began_ns < 6_000_000_000
+    assert write(world, client, 9200 - 1, 1, 3) == ENOSPC, "each request has its own time"

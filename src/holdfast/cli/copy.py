@@ -24,7 +24,7 @@ from msgspec import Struct
 from holdfast.cli.command import EXIT_NO, CommandError, ManualCommand, print_error
 from holdfast.cli.locate import PLACE, PoolPath, is_pool
 from holdfast.cli.output import print_json
-from holdfast.control.api import VolumeInfo, validate_volume_name
+from holdfast.control.api import CreateVolume, VolumeInfo, validate_volume_name
 from holdfast.control.client import ControlClient
 from holdfast.errors import NotFoundError, RequestError
 from holdfast.units import GIB, format_size
@@ -193,7 +193,7 @@ class _Ends:
                     raise CommandError(
                         f"{source} is empty, and a volume cannot be; is it the right SRC? nothing was created"
                     ) from None
-                info = pool.client.create_volume(where.name, size_bytes)
+                info = pool.client.create_volume(CreateVolume(name=where.name, size_bytes=size_bytes))
                 created = True
             uri = pool.uri_of(where, info)
             place = NbdPlace(NbdAddress.parse(uri), depth=self._requests, write_size_bytes=size_bytes)

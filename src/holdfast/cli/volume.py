@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from errno import errorcode
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from holdfast.cli.command import CommandError, LazyGroup, ManualCommand
 from holdfast.cli.locate import POOL, POOL_OR_VOLUME, VOLUME, VOLUME_SIZE, PoolPath, SizeType, open_pool
 from holdfast.cli.output import print_json, print_table, shorten
-from holdfast.control.api import VolumeInfo, VolumeList, validate_quota
+from holdfast.control.api import ChangeVolume, CreateVolume, VolumeInfo, VolumeList, validate_quota, validate_wait
 from holdfast.errors import RequestError
 from holdfast.units import format_size
 
@@ -34,6 +36,35 @@ class _QuotaType(SizeType):
 _QUOTA = click.option(
     "--quota", type=_QuotaType(), metavar="SIZE|none",
     help="How much of the pool it may use: beyond that, writes are answered ENOSPC. Default: as much as there is.",
+)  # fmt: skip
+
+
+class _OnFullType(click.ParamType[int]):
+    """`error`: 0, or `wait:SECONDS`."""
+
+    name = "error|wait:seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        if value == "error":
+            return 0
+        match = re.fullmatch(r"wait:(\d{1,6})", value)
+        if match is None or match[1] == "0":
+            self.fail(f"{value!r} is neither error nor wait:SECONDS, such as wait:30", param, ctx)
+        try:
+            return validate_wait(int(match[1]))
+        except RequestError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(value) for value in ("error", "wait:30") if value.startswith(incomplete)]
+
+
+_ON_FULL = click.option(
+    "--on-full", type=_OnFullType(), metavar="error|wait:SECONDS",
+    help="What a write does where there is no space: it is answered ENOSPC at once, or waits so long for some to "
+    "come free. Default: error.",
 )  # fmt: skip
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -59,8 +90,9 @@ def command() -> None:
 @click.argument("volume", type=VOLUME, metavar="POOL/NAME")
 @click.argument("size", type=VOLUME_SIZE)
 @_QUOTA
+@_ON_FULL
 @_JSON
-def create(volume: PoolPath, size: int, quota: int | None, as_json: bool) -> None:
+def create(volume: PoolPath, size: int, quota: int | None, on_full: int | None, as_json: bool) -> None:
     """Create the volume NAME of SIZE in POOL.
 
     The volume is thin: it takes space as it is written.  A served volume can be used at once.  POOL must exist:
@@ -68,7 +100,9 @@ def create(volume: PoolPath, size: int, quota: int | None, as_json: bool) -> Non
     """
     assert volume.name is not None
     with open_pool(volume.pool) as service:
-        info = service.create_volume(volume.name, size, quota_bytes=quota or 0)
+        info = service.create_volume(
+            CreateVolume(name=volume.name, size_bytes=size, quota_bytes=quota or 0, on_full_wait_s=on_full or 0)
+        )
     if as_json:
         print_json(info)
     else:
@@ -82,26 +116,28 @@ def create(volume: PoolPath, size: int, quota: int | None, as_json: bool) -> Non
     examples=[
         ("Let it use 20 GiB of the pool", "holdfast volume set ./pool/disk1 --quota 20G"),
         ("Let it use what there is", "holdfast volume set ./pool/disk1 --quota none"),
+        ("Give whoever looks after the pool a minute", "holdfast volume set ./pool/disk1 --on-full wait:60"),
     ],
 )
 @click.argument("volume", type=VOLUME, metavar="POOL/NAME")
 @_QUOTA
+@_ON_FULL
 @_JSON
-def set_(volume: PoolPath, quota: int | None, as_json: bool) -> None:
+def set_(volume: PoolPath, quota: int | None, on_full: int | None, as_json: bool) -> None:
     """Change the volume NAME of POOL, also while it is used.
 
     A quota smaller than what is written takes nothing away: until enough is trimmed, writes to blocks that were never
     written are answered ENOSPC, and all others go on.
     """
     assert volume.name is not None
-    if quota is None:
-        raise CommandError("nothing to change; give --quota SIZE, or --quota none")
+    if quota is None and on_full is None:
+        raise CommandError("nothing to change; give --quota SIZE|none or --on-full error|wait:SECONDS")
     with open_pool(volume.pool) as service:
-        info = service.set_quota(volume.name, quota)
+        info = service.change_volume(volume.name, ChangeVolume(quota_bytes=quota, on_full_wait_s=on_full))
     if as_json:
         print_json(info)
     else:
-        click.echo(f"{volume}: {format_size(info.mapped_bytes)} used of {_quota(info)}")
+        click.echo(f"{volume}: {format_size(info.mapped_bytes)} used of {_quota(info)}; when full: {_on_full(info)}")
 
 
 @command.command(
@@ -168,6 +204,7 @@ def show(volume: PoolPath, as_json: bool) -> None:
         ("size", f"{format_size(info.size_bytes)} ({info.size_bytes} bytes)"),
         ("mapped", f"{format_size(info.mapped_bytes)} ({info.mapped_bytes} bytes)"),
         ("quota", _quota(info)),
+        ("on full", _on_full(info)),
         ("created", info.created or "-"),
         ("clients", str(info.connections)),
         *(("uri", uri) for uri in info.uris),
@@ -207,6 +244,10 @@ def _only_volume(where: PoolPath, volumes: list[VolumeInfo]) -> VolumeInfo:
 
 def _quota(volume: VolumeInfo) -> str:
     return format_size(volume.quota_bytes) if volume.quota_bytes else "what the pool has"
+
+
+def _on_full(volume: VolumeInfo) -> str:
+    return f"wait {volume.on_full_wait_s} s, then ENOSPC" if volume.on_full_wait_s else "ENOSPC"
 
 
 def _write_back(volume: VolumeInfo) -> list[str]:

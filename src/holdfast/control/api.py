@@ -33,6 +33,7 @@ from holdfast.errors import (
 from holdfast.units import BLOCK_SIZE_BYTES, VOLUME_SIZE_BYTES_MAX, format_size
 
 VOLUME_NAME_LENGTH_MAX = 255
+WAIT_S_MAX = 24 * 3600
 
 # The names travel in NBD export names, URLs, command lines and file names.  Letters, digits and these three signs need
 # no quoting in any of them; a leading dot would hide, a leading dash would read as an option.
@@ -71,6 +72,13 @@ def validate_quota(quota_bytes: int) -> int:
     return quota_bytes
 
 
+def validate_wait(seconds: int) -> int:
+    """Return `seconds` if a write may wait so long for space; raise RequestError otherwise."""
+    if not 0 <= seconds <= WAIT_S_MAX:
+        raise RequestError(f"a write cannot wait for {seconds} s; give 1 to {WAIT_S_MAX}, or error")
+    return seconds
+
+
 # --- Requests ---------------------------------------------------------------------------------------------------------
 
 
@@ -78,10 +86,14 @@ class CreateVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: str
     size_bytes: int
     quota_bytes: int = 0
+    on_full_wait_s: int = 0
 
 
 class ChangeVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    quota_bytes: int
+    """What is left out stays as it is."""
+
+    quota_bytes: int | None = None
+    on_full_wait_s: int | None = None
 
 
 # --- Answers ----------------------------------------------------------------------------------------------------------
@@ -101,6 +113,7 @@ class VolumeInfo(Struct, frozen=True, kw_only=True):
     size_bytes: int
     mapped_bytes: int = 0  # live data blocks times 4096
     quota_bytes: int = 0  # how much of it may be mapped; 0: as much as there is
+    on_full_wait_s: int = 0  # how long a write waits for space before it is answered ENOSPC
     uris: list[str] = field(default_factory=list)  # NBD URIs; none while the pool is idle
     connections: int = 0
     damaged: list[DamagedRange] = field(default_factory=list)
@@ -241,12 +254,12 @@ class Service(Protocol):
         """Raises NotFoundError."""
         ...
 
-    def create_volume(self, name: str, size_bytes: int, reply: Reply, *, quota_bytes: int = 0) -> None:
-        """Replies with the VolumeInfo once the volume is durable. Name, size and quota are valid already."""
+    def create_volume(self, wanted: CreateVolume, reply: Reply) -> None:
+        """Replies with the VolumeInfo once the volume is durable. What is wanted is valid already."""
         ...
 
-    def set_quota(self, name: str, quota_bytes: int, reply: Reply) -> None:
-        """Replies with the VolumeInfo once that is durable; it holds from the call on. 0: as much as there is."""
+    def change_volume(self, name: str, change: ChangeVolume, reply: Reply) -> None:
+        """Replies with the VolumeInfo once that is durable; it holds from the call on."""
         ...
 
     def remove_volume(self, name: str, reply: Reply, *, force: bool = False) -> None:
@@ -267,8 +280,8 @@ class OfflineService(Protocol):
 
     def volume(self, name: str) -> VolumeInfo: ...
 
-    def create_volume(self, name: str, size_bytes: int, *, quota_bytes: int = 0) -> VolumeInfo: ...
+    def create_volume(self, wanted: CreateVolume) -> VolumeInfo: ...
 
-    def set_quota(self, name: str, quota_bytes: int) -> VolumeInfo: ...
+    def change_volume(self, name: str, change: ChangeVolume) -> VolumeInfo: ...
 
     def remove_volume(self, name: str, *, force: bool = False) -> object: ...

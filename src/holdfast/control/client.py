@@ -117,12 +117,11 @@ class ControlClient:
     def volume(self, name: str) -> VolumeInfo:
         return self._ask("GET", f"/v1/volumes/{name}", VolumeInfo)
 
-    def create_volume(self, name: str, size_bytes: int, *, quota_bytes: int = 0) -> VolumeInfo:
-        wanted = CreateVolume(name=name, size_bytes=size_bytes, quota_bytes=quota_bytes)
+    def create_volume(self, wanted: CreateVolume) -> VolumeInfo:
         return self._ask("POST", "/v1/volumes", VolumeInfo, wanted)
 
-    def set_quota(self, name: str, quota_bytes: int) -> VolumeInfo:
-        return self._ask("PATCH", f"/v1/volumes/{name}", VolumeInfo, ChangeVolume(quota_bytes=quota_bytes))
+    def change_volume(self, name: str, change: ChangeVolume) -> VolumeInfo:
+        return self._ask("PATCH", f"/v1/volumes/{name}", VolumeInfo, change)
 
     def remove_volume(self, name: str, *, force: bool = False) -> VolumeRemoved:
         return self._ask("DELETE", f"/v1/volumes/{name}" + ("?force=true" if force else ""), VolumeRemoved)

@@ -50,6 +50,7 @@ from holdfast.control.api import (
     validate_quota,
     validate_volume_name,
     validate_volume_size,
+    validate_wait,
 )
 from holdfast.errors import HoldfastError, RequestError
 
@@ -211,17 +212,14 @@ class ControlConnection:
                 self._respond(200, VolumeList(volumes=service.volumes()))
             case "POST", "/v1/volumes":
                 wanted = self._decode_create()
-                reply = self._reply_with(201)
-                service.create_volume(wanted.name, wanted.size_bytes, reply, quota_bytes=wanted.quota_bytes)
+                service.create_volume(wanted, self._reply_with(201))
             case "POST", "/v1/shutdown":
                 service.shutdown()
                 self._respond(202, Stopping())
             case "GET", _ if path.startswith(_VOLUME_PREFIX):
                 self._respond(200, service.volume(_volume_name(path)))
             case "PATCH", _ if path.startswith(_VOLUME_PREFIX):
-                change = self._decode(ChangeVolume, "a change of a volume")
-                quota_bytes = validate_quota(change.quota_bytes)
-                service.set_quota(_volume_name(path), quota_bytes, self._reply_with(200))
+                service.change_volume(_volume_name(path), self._decode_change(), self._reply_with(200))
             case "DELETE", _ if path.startswith(_VOLUME_PREFIX):
                 service.remove_volume(_volume_name(path), self._reply_with(200), force=_is_set(query, "force"))
             case _:
@@ -240,7 +238,14 @@ class ControlConnection:
         validate_volume_name(wanted.name)
         validate_volume_size(wanted.size_bytes)
         validate_quota(wanted.quota_bytes)
+        validate_wait(wanted.on_full_wait_s)
         return wanted
+
+    def _decode_change(self) -> ChangeVolume:
+        change = self._decode(ChangeVolume, "a change of a volume")
+        validate_quota(change.quota_bytes or 0)
+        validate_wait(change.on_full_wait_s or 0)
+        return change
 
     def _decode(self, wanted: type[_T], what: str) -> _T:
         try:

@@ -16,7 +16,8 @@ A row of the volume table is 320 bytes, little endian:
     44      2     length of the name, bytes
     46      256   name, UTF-8
     302     8     quota: how many bytes may be mapped; 0 = as many as there are
-    310     10    zero
+    310     4     seconds that a write waits in a full pool before it is answered ENOSPC; 0 = it does not wait
+    314     6     zero
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ TABLE_NAMES = {TABLE_INDEX: "index", TABLE_VOLUMES: "volume table", TABLE_SPACE:
 FLAG_REMOVING = 1
 NAME_BYTES_MAX = 255
 
-_ROW = struct.Struct("<IIQQQQIH256sQ10x")
+_ROW = struct.Struct("<IIQQQQIH256sQI6x")
 ROW_SIZE_BYTES = _ROW.size
 assert ROW_SIZE_BYTES == 320
 
@@ -55,6 +56,7 @@ class VolumeRow:
     created_ns: int
     removing: bool
     quota_bytes: int = 0
+    on_full_wait_s: int = 0
 
 
 def encode_volume_table(rows: Iterable[VolumeRow]) -> bytes:
@@ -70,6 +72,7 @@ def encode_volume_table(rows: Iterable[VolumeRow]) -> bytes:
             len(row.name.encode()),
             row.name.encode(),
             row.quota_bytes,
+            row.on_full_wait_s,
         )
         for row in rows
     )
@@ -80,7 +83,7 @@ def decode_volume_table(raw: bytes) -> list[VolumeRow]:
     if len(raw) % ROW_SIZE_BYTES:
         raise CorruptionError(f"the volume table is {len(raw)} bytes long, not a multiple of {ROW_SIZE_BYTES}")
     rows = []
-    for volume_id, flags, size, root, mapped, created, level, name_length, name, quota in _ROW.iter_unpack(raw):
+    for volume_id, flags, size, root, mapped, created, level, name_length, name, quota, wait in _ROW.iter_unpack(raw):
         try:
             text = name[:name_length].decode()
         except UnicodeDecodeError as error:
@@ -96,6 +99,7 @@ def decode_volume_table(raw: bytes) -> list[VolumeRow]:
                 created_ns=created,
                 removing=bool(flags & FLAG_REMOVING),
                 quota_bytes=quota,
+                on_full_wait_s=wait,
             )
         )
     return rows

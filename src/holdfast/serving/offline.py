@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from holdfast.control.api import PoolStatus, VolumeInfo, VolumeRemoved
+from holdfast.control.api import ChangeVolume, CreateVolume, PoolStatus, VolumeInfo, VolumeRemoved
 from holdfast.errors import HoldfastError
 from holdfast.runtime.loop import EventLoop
 from holdfast.serving.pool import PoolOptions, ServedPool
@@ -29,15 +29,25 @@ class OfflinePool:
     def volume(self, name: str) -> VolumeInfo:
         return volume_info(self._engine.find(name), [])
 
-    def create_volume(self, name: str, size_bytes: int, *, quota_bytes: int = 0) -> VolumeInfo:
+    def create_volume(self, wanted: CreateVolume) -> VolumeInfo:
         outcome = self._run(
-            lambda answer: self._engine.create_volume(name, size_bytes, answer, quota_bytes=quota_bytes)
+            lambda answer: self._engine.create_volume(
+                wanted.name,
+                wanted.size_bytes,
+                answer,
+                quota_bytes=wanted.quota_bytes,
+                on_full_wait_s=wanted.on_full_wait_s,
+            )
         )
         assert isinstance(outcome, Volume)
         return volume_info(outcome, [])
 
-    def set_quota(self, name: str, quota_bytes: int) -> VolumeInfo:
-        outcome = self._run(lambda answer: self._engine.set_quota(name, quota_bytes, answer))
+    def change_volume(self, name: str, change: ChangeVolume) -> VolumeInfo:
+        outcome = self._run(
+            lambda answer: self._engine.change_volume(
+                name, answer, quota_bytes=change.quota_bytes, on_full_wait_s=change.on_full_wait_s
+            )
+        )
         assert isinstance(outcome, Volume)
         return volume_info(outcome, [])
 

@@ -28,6 +28,7 @@ def volume_info(volume: Volume, uris: list[str]) -> VolumeInfo:
         size_bytes=volume.size_bytes,
         mapped_bytes=volume.mapped_blocks << BLOCK_SHIFT,
         quota_bytes=volume.quota_bytes,
+        on_full_wait_s=volume.on_full_wait_s,
         uris=uris,
         connections=volume.connections,
         damaged=[

@@ -33,6 +33,7 @@ class Volume:
         "key_base",
         "mapped_blocks",
         "name",
+        "on_full_wait_s",
         "quota_bytes",
         "removing",
         "root",
@@ -54,6 +55,7 @@ class Volume:
         self.created_ns = row.created_ns  # I
         self.removing = row.removing  # L
         self.quota_bytes = row.quota_bytes  # L: 0 if there is none
+        self.on_full_wait_s = row.on_full_wait_s  # L: how long a write waits for space
         self.allowance = 0  # L: how many more blocks may be mapped; below zero when the quota was made smaller
         self.connections = 0  # L
         self.damaged: dict[int, str] = {}  # L: lba -> what was found, the first DAMAGED_BLOCKS_LISTED_MAX of them
@@ -84,6 +86,7 @@ class Volume:
             created_ns=self.created_ns,
             removing=self.removing,
             quota_bytes=self.quota_bytes,
+            on_full_wait_s=self.on_full_wait_s,
         )
 
     def note_damage(self, lba: int, what: str) -> None:

@@ -86,7 +86,9 @@ class Volumes:
 
     # ---- making one
 
-    def create(self, name: str, size_bytes: int, answer: Answer, *, quota_bytes: int = 0) -> None:
+    def create(
+        self, name: str, size_bytes: int, answer: Answer, *, quota_bytes: int = 0, on_full_wait_s: int = 0
+    ) -> None:
         """Make a volume; `answer` gets it once that is durable, or the error. `quota_bytes`: 0 for none."""
         refusal = self._refusal(name, size_bytes)
         if refusal is not None:
@@ -103,6 +105,7 @@ class Volumes:
                 created_ns=self._clock.wall_ns(),
                 removing=False,
                 quota_bytes=quota_bytes,
+                on_full_wait_s=on_full_wait_s,
             )
         )
         self.next_id += 1
@@ -136,23 +139,33 @@ class Volumes:
 
     # ---- changing one
 
-    def set_quota(self, name: str, quota_bytes: int, answer: Answer) -> None:
-        """Change how much a volume may map, at once; `answer` gets the volume once that is durable, or the error.
-        0: as much as there is."""
+    def change(
+        self, name: str, answer: Answer, *, quota_bytes: int | None = None, on_full_wait_s: int | None = None
+    ) -> None:
+        """Change what a volume may map (0: as much as there is) and how long its writes wait for space, at once; None
+        leaves it as it is. `answer` gets the volume once that is durable, or the error."""
         try:
             volume = self.find(name)
         except NotFoundError as error:
             answer(error)
             return
-        before = volume.quota_bytes
-        volume.set_quota(quota_bytes)
+        before = volume.quota_bytes, volume.on_full_wait_s
+
+        def take(quota_bytes: int, on_full_wait_s: int) -> None:
+            volume.set_quota(quota_bytes)
+            volume.on_full_wait_s = on_full_wait_s
+
+        take(
+            before[0] if quota_bytes is None else quota_bytes,
+            before[1] if on_full_wait_s is None else on_full_wait_s,
+        )
 
         def stored(error: HoldfastError | None) -> None:
             if error is not None:
-                volume.set_quota(before)
+                take(*before)
             answer(error or volume)
 
-        self._scheduler.spawn(guarded(self._checkpoint()), f"quota of {name}", stored)
+        self._scheduler.spawn(guarded(self._checkpoint()), f"change {name}", stored)
 
     # ---- removing one
 

@@ -10,6 +10,7 @@ them wait and try again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 
 import numpy as np
@@ -22,6 +23,7 @@ from holdfast.volume.block_reader import DAMAGED, BlockReader
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
 from holdfast.volume.page_table import PageTable
 from holdfast.volume.page_writer import PageWriter
+from holdfast.volume.patience import Patience
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Waitlist, Work
 from holdfast.writeback.log import Log, Room
@@ -55,6 +57,8 @@ class Writer:
         ring_room: Waitlist,
         segment_room: Waitlist,
         next_turn: Waitlist,
+        next_tick: Waitlist,
+        now_ns: Callable[[], int],
     ) -> None:
         self.cache = cache
         self.table = table
@@ -64,6 +68,8 @@ class Writer:
         self.ring_room = ring_room
         self.segment_room = segment_room
         self.next_turn = next_turn
+        self.next_tick = next_tick
+        self._now_ns = now_ns
         self._slot_of = cache.slot_of
         self._stamp = cache.stamp
         self._words = cache.words
@@ -165,8 +171,9 @@ class Writer:
 
     # ---- with waiting
 
-    def overcome(self, obstacle: int, volume: Volume, lba: int) -> Work:
-        """Wait until trying again makes sense (a task's work). Raises NoSpaceError when waiting cannot help."""
+    def overcome(self, obstacle: int, volume: Volume, lba: int, patience: Patience | None = None) -> Work:
+        """Wait until trying again makes sense (a task's work). Raises NoSpaceError when waiting cannot help, or nobody
+        has the patience."""
         if obstacle == Obstacle.TOO_DIRTY or (obstacle == Obstacle.NO_PAGE and self._is_too_dirty()):
             # Not even read before it may become dirty: many who wait would evict each other's pages.
             yield self.pages.clean_room
@@ -176,6 +183,8 @@ class Writer:
             yield self.ring_room
         elif obstacle == Obstacle.NO_SEGMENT:
             yield self.segment_room
+        elif patience is not None and patience.is_left():
+            yield self.next_tick
         elif obstacle == Obstacle.OVER_QUOTA:
             raise NoSpaceError(
                 f"its quota of {format_size(volume.quota_bytes)} is used up; trim it, or `holdfast volume set --quota`"
@@ -188,21 +197,22 @@ class Writer:
     def write(self, volume: Volume, offset: int, payload: memoryview) -> Work:
         """Write any byte range (a task's work); `payload` must stay as it is until the end."""
         at = 0
+        patience = Patience(volume, self._now_ns)
         while at < len(payload):
             lba, start = divmod(offset + at, BLOCK_SIZE_BYTES)
             left = len(payload) - at
             if start or left < BLOCK_SIZE_BYTES:
                 count = min(BLOCK_SIZE_BYTES - start, left)
-                yield from self._write_part(volume, lba, start, payload[at : at + count])
+                yield from self._write_part(volume, lba, start, payload[at : at + count], patience)
                 at += count
                 continue
             whole = left & -BLOCK_SIZE_BYTES
             done, obstacle = self.write_run(volume, lba, payload[at : at + whole])
             at += done << BLOCK_SHIFT
             if obstacle:
-                yield from self.overcome(obstacle, volume, lba + done)
+                yield from self.overcome(obstacle, volume, lba + done, patience)
 
-    def _write_part(self, volume: Volume, lba: int, start: int, data: memoryview) -> Work:
+    def _write_part(self, volume: Volume, lba: int, start: int, data: memoryview, patience: Patience) -> Work:
         """Read a block, change a part of it, write it. If the block changed while it was read, all over again."""
         owner = volume.key_base | lba
         block = memoryview(bytearray(BLOCK_SIZE_BYTES))
@@ -223,7 +233,7 @@ class Writer:
             obstacle = self.write_block(volume, lba, block)
             if not obstacle:
                 return
-            yield from self.overcome(obstacle, volume, lba)
+            yield from self.overcome(obstacle, volume, lba, patience)
 
     def _cannot_read(self, volume: Volume, lba: int, errno: int) -> None:
         where = f"block {lba} of volume {volume.name}, to be changed in part,"

@@ -150,3 +150,21 @@ def test_the_commands_leave_alone_what_they_do_not_need() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        ("nowhere=EIO", "there is no fault point 'nowhere'; there are writeback, flush,"),
+        ("writeback=EFOO", "writeback cannot fail with 'EFOO'; it can with EIO,"),
+        ("writeback", "write POINT=ERRNO:1/N"),
+    ],
+)
+def test_a_fault_that_makes_no_sense_is_refused_before_a_pool_is_made(
+    run: Run, tmp_path: Path, rule: str, why: str
+) -> None:
+    result = run("serve", tmp_path / "new", "--fault", rule)
+    assert result.exit_code == 2
+    assert why in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "new").exists()

@@ -850,11 +850,13 @@ RARE = {
     "changed-while-read",
     "cold-read-not-checked",
     "durable-write-covers-the-earlier-ones",
+    "epoch-not-renewed",
     "error-of-a-piece-overwritten",
     "failed-sync-is-forgotten",
     "frozen-page-evicted",
     "holes-not-published",
     "log-in-a-dead-segment-not-found",
+    "log-cut-after-one-look",
     "no-dying",
     "old-commits-count",
     "old-summaries-count",
@@ -864,6 +866,7 @@ RARE = {
     "tables-looked-at-once",
     "torn-summary-called-damage",
     "trim-gives-up",
+    "unreadable-called-damaged",
     "write-back-not-tried-again",
 }
 

@@ -70,6 +70,7 @@ class Workload:
         self._changes_of: dict[SimClient, dict[int, dict[Key, Version]]] = {}
         self._ghosts: list[tuple[SimClient, dict[int, dict[Key, Version]]]] = []  # the same of clients that hung up
         self._settling: dict[Key, None] = {}  # contested blocks that are being read
+        self._endangered: dict[SimClient, None] = {}  # have asked for something while something failed
         self._excused = False  # the answer that is being judged may be an error
 
     # ---- clients
@@ -114,7 +115,8 @@ class Workload:
 
     def _lost(self, client: SimClient) -> None:
         """The server hung up on a client. It may, where a reading fails in the middle of its answer."""
-        assert not client.waiting or self._tolerant(), f"the server hung up on a client of {client.volume}"
+        excused = self._tolerant() or client in self._endangered
+        assert not client.waiting or excused, f"the server hung up on a client of {client.volume}"
         self._give_up(client)
 
     def _vanished(self, client: SimClient) -> None:
@@ -122,6 +124,7 @@ class Workload:
         self.world.loop.call_later(self.rng.randrange(10_000_000), self.connect_all)
 
     def _give_up(self, client: SimClient) -> None:
+        self._endangered.pop(client, None)
         self._ghosts.append((client, self._changes_of.pop(client, {})))
 
     def exorcise(self) -> None:
@@ -183,9 +186,13 @@ class Workload:
         self.left -= 1
         self.world.note(client.volume, _NAMES[command], (offset, length or len(payload), flags))
         era, failing = self.era, self.world.faults.failing()
+        if failing:
+            self._endangered[client] = None
 
         def heard(answer: Answer) -> None:
             self._excused = failing or era != self.era
+            if not self._excused:
+                self._endangered.pop(client, None)
             self.world.note(client.volume, "answer", (_NAMES[command], offset, length or len(payload), answer.errno))
             assert answer.errno in _NBD_ERRNOS, f"the protocol has no errno {answer.errno}"
             judge(answer)
@@ -535,6 +542,7 @@ class Workload:
         self._clearing.clear()
         self._ghosts.clear()
         self._changes_of.clear()
+        self._endangered.clear()
         self._settling.clear()
         self._partial.clear()
 

@@ -23,7 +23,6 @@ from tests.crash.oracle import pattern
 pytestmark = [pytest.mark.slow]
 
 ROOM_BYTES = 64 * MIB
-SEGMENT_BYTES = MIB
 OPTIONS = ("--volume", "disk=512M", "--memory", "16M", "--capacity", "1G", "--segment-size", "1M")
 
 

@@ -827,8 +827,8 @@ FOUND_AND_MENDED = [
         "a pool whose making was cut short goes on with a superblock that may not be durable",
         "P5",
         "holdfast.serving.bring_up",
-        "    elif superblock.epoch == 0:\n",
-        "    elif superblock.epoch < 0:\n",
+        "    if superblock.epoch == 0:\n",
+        "    if not exists:\n",
     ),
     Mutant(
         "log-in-a-dead-segment-not-found",

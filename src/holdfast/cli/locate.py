@@ -25,6 +25,7 @@ from holdfast.units import format_size, parse_size
 SUPERBLOCK_NAME = "superblock"
 
 _T = TypeVar("_T")
+_V = TypeVar("_V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class SizeType(click.ParamType[int]):
 class VolumeSizeType(SizeType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         size_bytes = super().convert(value, param, ctx)
-        return _convert(self, validate_volume_size, size_bytes, param, ctx)
+        return convert_or_fail(self, validate_volume_size, size_bytes, param, ctx)
 
 
 class NamedSizeType(click.ParamType[tuple[str, int]]):
@@ -123,7 +124,7 @@ class NamedSizeType(click.ParamType[tuple[str, int]]):
         name, equals, size = str(value).partition("=")
         if not equals:
             self.fail(f"{value!r} has no size; write for example {value}=10G", param, ctx)
-        _convert(self, validate_volume_name, name, param, ctx)
+        convert_or_fail(self, validate_volume_name, name, param, ctx)
         return name, VOLUME_SIZE.convert(size, param, ctx)
 
 
@@ -146,7 +147,7 @@ class PoolPathType(click.ParamType[PoolPath]):
         if where.name is None and self.wants_name:
             self.fail(f"{value!r} names no volume; write {where.pool}/NAME", param, ctx)
         if where.name is not None:
-            _convert(self, validate_volume_name, where.name, param, ctx)
+            convert_or_fail(self, validate_volume_name, where.name, param, ctx)
             if "/" not in value and not is_pool(where.pool):
                 # A bare word. That the current directory was meant as the pool is less likely than a forgotten POOL/.
                 self.fail(f"{value!r} names no pool; write {self.name.upper()}", param, ctx)
@@ -187,15 +188,16 @@ def complete_pool_path(incomplete: str) -> list[CompletionItem]:
     ]
 
 
-def _convert(
+def convert_or_fail(
     kind: click.ParamType[Any],
-    validate: Callable[[_T], _T],
-    value: _T,
+    convert: Callable[[_V], _T],
+    value: _V,
     param: click.Parameter | None,
     ctx: click.Context | None,
 ) -> _T:
+    """What `convert` makes of `value`; its RequestError becomes an error of usage."""
     try:
-        return validate(value)
+        return convert(value)
     except RequestError as error:
         kind.fail(str(error), param, ctx)
 

@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from holdfast.cli.command import CommandError, ManualCommand
-from holdfast.cli.locate import NAMED_SIZE, POOL, SIZE, PoolPath
+from holdfast.cli.locate import NAMED_SIZE, POOL, SIZE, PoolPath, convert_or_fail
 from holdfast.control.client import CONTROL_SOCKET_NAME
 from holdfast.errors import RequestError
 from holdfast.runtime.fault import FAULT_POINTS, FaultRule, parse_fault
@@ -33,10 +33,7 @@ class _FaultType(click.ParamType[FaultRule]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> FaultRule:
         if isinstance(value, FaultRule):
             return value
-        try:
-            return parse_fault(str(value))
-        except RequestError as error:
-            self.fail(str(error), param, ctx)
+        return convert_or_fail(self, parse_fault, str(value), param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         rules = [f"{point}={kind}:1/16" for point, (_what, kinds) in FAULT_POINTS.items() for kind in kinds]

@@ -11,10 +11,18 @@ import click
 from click.shell_completion import CompletionItem
 
 from holdfast.cli.command import CommandError, LazyGroup, ManualCommand
-from holdfast.cli.locate import POOL, POOL_OR_VOLUME, VOLUME, VOLUME_SIZE, PoolPath, SizeType, open_pool
+from holdfast.cli.locate import (
+    POOL,
+    POOL_OR_VOLUME,
+    VOLUME,
+    VOLUME_SIZE,
+    PoolPath,
+    SizeType,
+    convert_or_fail,
+    open_pool,
+)
 from holdfast.cli.output import print_json, print_table, shorten
 from holdfast.control.api import ChangeVolume, CreateVolume, VolumeInfo, VolumeList, validate_quota, validate_wait
-from holdfast.errors import RequestError
 from holdfast.units import format_size
 
 
@@ -26,11 +34,7 @@ class _QuotaType(SizeType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if value == "none":
             return 0
-        quota_bytes = super().convert(value, param, ctx)
-        try:
-            return validate_quota(quota_bytes)
-        except RequestError as error:
-            self.fail(str(error), param, ctx)
+        return convert_or_fail(self, validate_quota, super().convert(value, param, ctx), param, ctx)
 
 
 _QUOTA = click.option(
@@ -52,10 +56,7 @@ class _OnFullType(click.ParamType[int]):
         match = re.fullmatch(r"wait:(\d{1,6})", value)
         if match is None or match[1] == "0":
             self.fail(f"{value!r} is neither error nor wait:SECONDS, such as wait:30", param, ctx)
-        try:
-            return validate_wait(int(match[1]))
-        except RequestError as error:
-            self.fail(str(error), param, ctx)
+        return convert_or_fail(self, validate_wait, int(match[1]), param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(value) for value in ("error", "wait:30") if value.startswith(incomplete)]

@@ -7,6 +7,8 @@ was released or a tick came.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class Budget:
     __slots__ = ("limit_bytes", "name", "used_bytes")
@@ -26,3 +28,16 @@ class Budget:
     def release(self, count_bytes: int) -> None:
         assert self.used_bytes >= count_bytes, (self.name, self.used_bytes, count_bytes)
         self.used_bytes -= count_bytes
+
+
+class RefusingBudget(Budget):
+    """Refuses also where it is told to, for faults on purpose. `refuses`: asked with each charge, in bytes."""
+
+    __slots__ = ("_refuses",)
+
+    def __init__(self, name: str, limit_bytes: int, refuses: Callable[[int], object]) -> None:
+        super().__init__(name, limit_bytes)
+        self._refuses = refuses
+
+    def try_charge(self, count_bytes: int) -> bool:
+        return not self._refuses(count_bytes) and super().try_charge(count_bytes)

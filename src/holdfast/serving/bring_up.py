@@ -72,15 +72,13 @@ def bring_up(
                 raise
             # A pool gets segments only after its superblock: this one was being made when something failed.
             log_output.warning("%s: the making of this pool was cut short; it is made anew", around.name)
-    if superblock is None:
-        superblock = new()
+    exists = superblock is not None
+    superblock = superblock or new()
+    if superblock.epoch == 0:
+        # A new pool, or one with which nothing was ever done: its making may have been cut short when one slot was
+        # written, and that one not made durable. Segments are made only once both are.
         run_to_end(write_new_pool(superblock, around.allocate), disk.run)
-    elif superblock.epoch == 0:
-        # Nothing was ever done with this pool: its making may have been cut short when one slot was written, and that
-        # one not made durable. Segments are made only once both are.
-        run_to_end(write_new_pool(superblock, around.allocate), disk.run)
-        superblock = adjust(superblock)
-    else:
+    if exists:
         superblock = adjust(superblock)
     for finding in findings:
         log_output.warning("%s: %s", around.name, finding)

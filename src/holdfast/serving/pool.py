@@ -15,7 +15,7 @@ from pathlib import Path
 
 from holdfast.engine import EngineOptions
 from holdfast.errors import DiskError, HoldfastError, NotFoundError, RequestError
-from holdfast.memory.budget import Budget
+from holdfast.memory.budget import Budget, RefusingBudget
 from holdfast.memory.plan import plan_memory
 from holdfast.pool.format import SEGMENT_SIZE_BYTES_DEFAULT, choose_segment_size, new_superblock
 from holdfast.pool.superblock import Superblock
@@ -108,9 +108,10 @@ class ServedPool:
         disk.segment_size_bytes = self.engine.log.segment_blocks << BLOCK_SHIFT
 
     def _budget(self, name: str, limit_bytes: int) -> Budget:
-        if self.faults.watches("charge"):
-            return _FaultyBudget(name, limit_bytes, self.faults)
-        return Budget(name, limit_bytes)
+        faults = self.faults
+        if not faults.watches("charge"):
+            return Budget(name, limit_bytes)
+        return RefusingBudget(name, limit_bytes, lambda count: faults.strike("charge", f"{count} bytes of {name}"))
 
     def _new_superblock(self, options: PoolOptions) -> Superblock:
         capacity = options.capacity_bytes
@@ -168,18 +169,3 @@ class ServedPool:
         if self._disk is not None:
             self._disk.close()
         self.lock.release()
-
-
-class _FaultyBudget(Budget):
-    """Refuses where `--fault charge=` strikes."""
-
-    __slots__ = ("_faults",)
-
-    def __init__(self, name: str, limit_bytes: int, faults: FaultInjector) -> None:
-        super().__init__(name, limit_bytes)
-        self._faults = faults
-
-    def try_charge(self, count_bytes: int) -> bool:
-        if self._faults.strike("charge", f"{count_bytes} bytes of {self.name}"):
-            return False
-        return super().try_charge(count_bytes)

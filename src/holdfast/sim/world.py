@@ -15,7 +15,7 @@ import numpy as np
 
 from holdfast.engine import Engine, EngineOptions
 from holdfast.errors import HoldfastError
-from holdfast.memory.budget import Budget
+from holdfast.memory.budget import Budget, RefusingBudget
 from holdfast.memory.plan import MemoryPlan
 from holdfast.pool.format import new_superblock
 from holdfast.pool.superblock import Superblock
@@ -351,7 +351,7 @@ class World:
     # ---- memory
 
     def _budget(self, name: str, limit_bytes: int) -> Budget:
-        return _FailingBudget(name, limit_bytes, self.faults)
+        return RefusingBudget(name, limit_bytes, lambda _count: self.faults.strike(name))
 
     def _scratch_buffer(self, size_bytes: int, given: dict[int, list[memoryview]]) -> memoryview:
         """Buffers that every life of the server fills anew are not made anew."""
@@ -368,17 +368,6 @@ def _buffer(size_bytes: int) -> memoryview:
     memory = np.zeros(size_bytes + BLOCK_SIZE_BYTES, np.uint8)
     start = -memory.ctypes.data % BLOCK_SIZE_BYTES
     return memory[start : start + size_bytes].data
-
-
-class _FailingBudget(Budget):
-    __slots__ = ("_faults",)
-
-    def __init__(self, name: str, limit_bytes: int, faults: Faults) -> None:
-        super().__init__(name, limit_bytes)
-        self._faults = faults
-
-    def try_charge(self, count_bytes: int) -> bool:
-        return not self._faults.strike(self.name) and super().try_charge(count_bytes)
 
 
 def _caught(work: Work) -> Work:

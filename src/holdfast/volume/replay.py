@@ -138,9 +138,7 @@ class Replayer:
         old = row[inside]
         self.space.drop_blocks(old & _U64(ADDRESS_MASK))
         self.space.count_blocks(words & _U64(ADDRESS_MASK))
-        more = int(np.count_nonzero(words)) - int(np.count_nonzero(old))
-        volume.mapped_blocks += more
-        volume.allowance -= more
+        volume.mapped_blocks += int(np.count_nonzero(words)) - int(np.count_nonzero(old))
         row[inside] = words
 
     def _writable_leaf(self, volume: Volume, leaf: int) -> Work:

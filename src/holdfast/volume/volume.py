@@ -26,12 +26,12 @@ class Volume:
     """Fields: I fixed when made, L loop thread, C changed by a checkpoint only (in the loop thread)."""
 
     __slots__ = (
-        "allowance",
         "connections",
         "created_ns",
         "damaged",
         "key_base",
         "mapped_blocks",
+        "mapped_blocks_max",
         "name",
         "on_full_wait_s",
         "quota_bytes",
@@ -56,7 +56,7 @@ class Volume:
         self.removing = row.removing  # L
         self.quota_bytes = row.quota_bytes  # L: 0 if there is none
         self.on_full_wait_s = row.on_full_wait_s  # L: how long a write waits for space
-        self.allowance = 0  # L: how many more blocks may be mapped; below zero when the quota was made smaller
+        self.mapped_blocks_max = 0  # L: by the quota; a quota that was made smaller may be below what is mapped
         self.connections = 0  # L
         self.damaged: dict[int, str] = {}  # L: lba -> what was found, the first DAMAGED_BLOCKS_LISTED_MAX of them
 
@@ -71,8 +71,7 @@ class Volume:
     def set_quota(self, quota_bytes: int) -> None:
         """Let so many bytes be mapped; 0: as many as there are. What is mapped stays, however much that is."""
         self.quota_bytes = quota_bytes
-        limit = quota_bytes >> BLOCK_SHIFT if quota_bytes else UNLIMITED_BLOCKS
-        self.allowance = limit - self.mapped_blocks
+        self.mapped_blocks_max = quota_bytes >> BLOCK_SHIFT if quota_bytes else UNLIMITED_BLOCKS
 
     def row(self) -> VolumeRow:
         """The volume as the volume table stores it."""

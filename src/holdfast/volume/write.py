@@ -96,10 +96,9 @@ class Writer:
         at = slot << PAGE_SHIFT | lba & PAGE_MASK
         old = words[at]
         if not old:
-            if volume.allowance <= 0:
+            if volume.mapped_blocks >= volume.mapped_blocks_max:
                 return Obstacle.OVER_QUOTA
             volume.mapped_blocks += 1
-            volume.allowance -= 1
         words[at] = log.append(block, volume.key_base | lba, SEED_DATA, KIND_DATA)
         if old:
             self._live[(old & ADDRESS_MASK) >> self._shift] -= 1
@@ -125,7 +124,7 @@ class Writer:
                     return done, room
             first = here & PAGE_MASK
             count = min(total - done, PAGE_ENTRIES - first, log.room)
-            if volume.allowance < count:
+            if volume.mapped_blocks + count > volume.mapped_blocks_max:
                 count = self._within_quota(volume, slot, first, count)
                 if not count:
                     return done, Obstacle.OVER_QUOTA
@@ -142,16 +141,14 @@ class Writer:
         replaced = int(np.count_nonzero(row))
         if replaced:
             self.log.space.drop_blocks(row & np.uint64(ADDRESS_MASK))
-        more = int(np.count_nonzero(entries)) - replaced
-        volume.mapped_blocks += more
-        volume.allowance -= more
+        volume.mapped_blocks += int(np.count_nonzero(entries)) - replaced
         row[:] = entries
 
     def _within_quota(self, volume: Volume, slot: int, first: int, count: int) -> int:
         """How many of `count` blocks from entry `first` of a leaf on can be written before the volume may not map
         another one."""
         holes = np.flatnonzero(self.cache.arena[slot, first : first + count] == 0)
-        allowed = max(volume.allowance, 0)
+        allowed = max(volume.mapped_blocks_max - volume.mapped_blocks, 0)
         return count if len(holes) <= allowed else int(holes[allowed])
 
     def _make_writable(self, slot: int) -> int:

@@ -19,8 +19,11 @@ from errno import errorcode
 import numpy as np
 
 from holdfast.errors import DiskError, HoldfastError, NoSpaceError
-from holdfast.memory.budget import Budget
+from holdfast.memory.accounts import Accounts
+from holdfast.memory.group import Kind, Refuses
+from holdfast.memory.must_succeed import Registry
 from holdfast.memory.plan import MemoryPlan
+from holdfast.memory.reclaim import Pressure, Shrinker
 from holdfast.pool.checkpoint import Checkpointer
 from holdfast.pool.opening import Opener
 from holdfast.pool.segment import SegmentFooter, encode_segment_footer, without_summary
@@ -29,12 +32,15 @@ from holdfast.pool.superblock import Superblock
 from holdfast.runtime.ports import PREPARE, WRITE, Clock, Disk, Io
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, GIB
 from holdfast.volume.block_reader import BlockReader
+from holdfast.volume.group_changes import Groups
+from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, TenantGroup
 from holdfast.volume.page_cache import PageCache
 from holdfast.volume.page_table import PageTable
 from holdfast.volume.page_writer import PageWriter
 from holdfast.volume.read import Reader
 from holdfast.volume.replay import Replayer
 from holdfast.volume.reserve import Reserve
+from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings
 from holdfast.volume.volume import Volume
 from holdfast.volume.volumes import Answer, Volumes
 from holdfast.volume.write import Writer
@@ -62,7 +68,8 @@ class EngineOptions:
     memory: MemoryPlan
     preallocate: bool = False
     pages_per_turn: int = 64
-    budget: Callable[[str, int], Budget] = Budget  # makes the budgets, each from its name and limit
+    refuses: Refuses | None = None  # asked with each charge of memory, for faults on purpose
+    hand_back: Callable[[memoryview], None] = lambda _page: None  # lets the host have a page's memory for now
 
 
 class Engine:
@@ -87,30 +94,42 @@ class Engine:
         self._recovered = False  # the space table is what the log says: segments may be prepared and opened
         self.opened = False
         self.closing = False
-        self.read_buffers = options.budget("read buffers", options.memory.read_buffer_bytes)
+        self.accounts = accounts = Accounts(options.memory, refuses=options.refuses)
         self.scheduler = Scheduler(disk)
         self.ring_room = Waitlist(self.scheduler, "room in the ring")
         self.segment_room = Waitlist(self.scheduler, "a free segment")
         self.page_room = Waitlist(self.scheduler, "a page of map memory")
         self.clean_room = Waitlist(self.scheduler, "fewer dirty pages of the map")
-        self.buffer_room = Waitlist(self.scheduler, "a read buffer")
+        self.buffer_room = Waitlist(self.scheduler, "memory for a read buffer")
         self.next_turn = Waitlist(self.scheduler, "the next turn")
         self.next_tick = Waitlist(self.scheduler, "the next tick")
         self.checkpoint_end = Waitlist(self.scheduler, "the end of a checkpoint")
         self.on_released: Callable[[], None] = lambda: None  # the sessions' chance to go on
 
         shift = superblock.segment_blocks.bit_length() - 1
-        pages = PageCache(allocate(options.memory.page_bytes), options.budget("map pages", options.memory.page_bytes))
+        pages = PageCache(allocate(options.memory.page_bytes), accounts.root, hand_back=options.hand_back)
+        accounts.reclaimer.shrinkers.append(Shrinker("map pages", Kind.MAP_PAGES, pages.shrink, pages.give_way))
         self.space = SpaceTable(superblock.capacity_segments, shift)
-        reserve = Reserve(self.space, pages)
+        self.must_succeed = Registry(superblock.segment_blocks)
+        self.reserve = reserve = Reserve(
+            self.space, pages, accounts.system, self.must_succeed, pages_per_turn=options.pages_per_turn
+        )
         reserve.hold_for(0)
         self.space.on_unpinned = self._segment_unpinned
-        self.log = Log(ring, self.space, tag=superblock.tag, epoch=epoch)
+        self.log = Log(
+            ring,
+            self.space,
+            tag=superblock.tag,
+            epoch=epoch,
+            system=accounts.system,
+            reserve_blocks=self.must_succeed.ring_blocks,
+        )
         self.flusher = Flusher(self.log, disk, released=self._released, failed=self._write_back_failed)
         self.cache = pages
         blocks = BlockReader(self.log, self.space, disk)
         self.table = PageTable(pages, blocks, self.scheduler, self.page_room)
         volumes: dict[int, Volume] = {}
+        groups = GroupDirectory(TenantGroup(0, DEFAULT_GROUP, accounts.make_group(DEFAULT_GROUP)))
         self.pages = PageWriter(
             pages,
             self.log,
@@ -139,7 +158,9 @@ class Engine:
             self.pages,
             superblock,
             allocate(BLOCK_SIZE_BYTES),
+            staging=reserve.staging,
             rows=lambda: [volume.row() for volume in volumes.values()],
+            groups=lambda: [group.row() for group in groups.by_id.values()],
             root_of=lambda volume_id: volumes[volume_id].root,
             make_room=self._make_room,
             until_durable=self.until_durable,
@@ -148,6 +169,8 @@ class Engine:
         )
         self.volumes = Volumes(
             volumes,
+            groups,
+            accounts.system,
             reserve,
             self.space,
             pages,
@@ -160,6 +183,7 @@ class Engine:
             is_checkpoint_running=lambda: self._checkpoint_running,
             next_tick=self.next_tick,
         )
+        self.groups = Groups(self.volumes, accounts, self.scheduler, checkpoint=self.checkpoint)
         self._checkpoint_running = False
         self._checkpoint_position = 0
         self._maintained_ordinal = -1
@@ -182,8 +206,9 @@ class Engine:
         superblock = self.checkpointer.superblock
         opener = Opener(superblock, self.space, self.disk, self.findings)
         opened = yield from opener.read(known_end)
+        self.groups.bring_back(opened.groups)
         for row in opened.rows:
-            self.volumes.add(Volume(row))
+            self.volumes.add(Volume(row, self.volumes.groups.by_id.get(row.group_id, self.volumes.groups.default)))
         self.checkpointer.meta_addresses = opened.meta_addresses
         if opened.segment >= 0:
             self.log.start_at(
@@ -247,6 +272,9 @@ class Engine:
             self.page_room.wake()
         if ready:
             scheduler.run_ready()
+        reclaimer = self.accounts.reclaimer
+        if reclaimer.wanted:
+            self._reclaim()
         # Looked at once a segment, and whenever something happened that may have changed the answer: not in every turn.
         if (
             self.log.ordinal != self._maintained_ordinal
@@ -261,7 +289,7 @@ class Engine:
         if ready:
             scheduler.run_ready()
         self.log.publish()
-        return bool(self.next_turn.tasks or ready or (self.table.released and self.page_room.tasks))
+        return bool(self.next_turn.tasks or ready or reclaimer.wanted or (self.table.released and self.page_room.tasks))
 
     def tick(self) -> None:
         """Some times a second."""
@@ -277,11 +305,31 @@ class Engine:
         self.page_room.wake()
         self.clean_room.wake()
         self.buffer_room.wake()
+        self._released()
+        if self.accounts.reclaimer.under_pressure() < 0:
+            self.page_room.wake()
         if self.space.host_full and now_ns >= self._host_full_until_ns:
             self._host_full_until_ns = now_ns + HOST_FULL_RETRY_NS
             self._prepare_segment()
 
+    def pressure(self, pressure: Pressure) -> None:
+        """The host has too little memory, or enough again. What is done about it is done at the next tick."""
+        if pressure is not self.accounts.reclaimer.pressure:
+            log_output.info("memory pressure: %s", pressure.name.lower())
+        self.accounts.reclaimer.note_pressure(pressure)
+
     # ---- background
+
+    def _reclaim(self) -> None:
+        """Somebody was refused memory: let caches give way, and have written what only writing can free."""
+        reclaimer = self.accounts.reclaimer
+        if reclaimer.run():
+            self.page_room.wake()
+        if Kind.RING in reclaimer.io_wanted:
+            self.flusher.push()
+        if Kind.MAP_PAGES in reclaimer.io_wanted:
+            self._maintenance_wanted = True
+        reclaimer.io_wanted.clear()
 
     def _maintain(self) -> None:
         space = self.space
@@ -428,6 +476,7 @@ class Engine:
             if volume is not None:
                 volume.write_back_failures += 1
                 volume.write_back_errno = errno
+                volume.write_back_has_failed()
                 met.append(blocks.describe(volume.name))
         self.complain(
             f"write-back failed ({errorcode.get(errno, errno)}) for {', '.join(met) or 'metadata alone'}; "
@@ -449,14 +498,12 @@ class Engine:
         return self.volumes.find(name)
 
     def create_volume(
-        self, name: str, size_bytes: int, answer: Answer, *, quota_bytes: int = 0, on_full_wait_s: int = 0
+        self, name: str, size_bytes: int, answer: Answer, settings: VolumeSettings = AS_BY_DEFAULT
     ) -> None:
-        self.volumes.create(name, size_bytes, answer, quota_bytes=quota_bytes, on_full_wait_s=on_full_wait_s)
+        self.volumes.create(name, size_bytes, answer, settings)
 
-    def change_volume(
-        self, name: str, answer: Answer, *, quota_bytes: int | None = None, on_full_wait_s: int | None = None
-    ) -> None:
-        self.volumes.change(name, answer, quota_bytes=quota_bytes, on_full_wait_s=on_full_wait_s)
+    def change_volume(self, name: str, answer: Answer, settings: VolumeSettings) -> None:
+        self.volumes.change(name, answer, settings)
 
     def remove_volume(self, name: str, answer: Answer) -> None:
         self.volumes.remove(name, answer)

@@ -5,6 +5,8 @@
     ├── RequestError         fix the request: it can never succeed as it was put (EINVAL)
     │   └── NotFoundError    ... because what it names does not exist (ENOENT)
     ├── NoSpaceError         free space, or give the pool more (ENOSPC)
+    ├── ShortageError        give the group that it names, or the server, more memory (ENOMEM)
+    ├── ReadOnlyError        mend what made the volume read-only, then say so (EPERM)
     ├── DiskError            the disk below failed; the message names the file and the errno (EIO, or what it said)
     ├── CorruptionError      stored bytes are not what was written; check and repair (EIO)
     └── GoneError            the thing asked is shutting down or already closed (ESHUTDOWN)
@@ -37,6 +39,16 @@ class NotFoundError(RequestError):
 
 class NoSpaceError(HoldfastError):
     errno = errno_codes.ENOSPC
+
+
+class ShortageError(HoldfastError):
+    """A memory limit is reached, and whoever asked does not want to wait."""
+
+    errno = errno_codes.ENOMEM
+
+
+class ReadOnlyError(HoldfastError):
+    errno = errno_codes.EPERM
 
 
 class DiskError(HoldfastError):

@@ -14,18 +14,22 @@ from errno import EIO
 from pathlib import Path
 from urllib.parse import quote
 
-from holdfast.control.api import ChangeVolume, CreateVolume, PoolStatus, Statistics, VolumeInfo, VolumeRemoved
+from holdfast.control.api import Answer, ChangeVolume, CreateVolume, PoolStatus, Statistics, VolumeInfo, VolumeRemoved
+from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
 from holdfast.engine import Engine
 from holdfast.errors import DiskError, HoldfastError, RequestError
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.fault import FaultRule
 from holdfast.runtime.listen import Listener, TcpAddress, UnixAddress
 from holdfast.runtime.loop import SPIN_NS, EventLoop
+from holdfast.runtime.ports import Peer
 from holdfast.serving.clients import Clients
 from holdfast.serving.control_connection import ControlSocket
 from holdfast.serving.pool import PoolOptions, ServedPool
-from holdfast.serving.status import pool_status, statistics, volume_info
+from holdfast.serving.settings import group_limits, volume_settings
+from holdfast.serving.status import group_info, pool_status, statistics, volume_info
 from holdfast.units import BLOCK_SHIFT, format_size
+from holdfast.volume.groups import GroupLimits, TenantGroup
 from holdfast.volume.volume import Volume
 
 log_output = logging.getLogger("holdfast.server")
@@ -35,7 +39,7 @@ STOP_NS_MAX = 60_000_000_000
 CONTROL_CONNECTIONS_MAX = 64
 PROFILE_VARIABLE = "HOLDFAST_PROFILE"
 
-ServiceReply = Callable[["VolumeInfo | VolumeRemoved | HoldfastError"], None]
+ServiceReply = Callable[["Answer | HoldfastError"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,6 @@ class Server:
             pool.loop,
             clock=pool.clock,
             allocate=aligned_buffer,
-            connection_bytes=pool.memory.connection_bytes,
         )
         self.closing = False  # L
         self.failure: HoldfastError | None = None  # L
@@ -214,7 +217,7 @@ class Server:
 
     # ---- the control socket
 
-    def _accept_control(self, sock: socket.socket, _peer: str) -> None:
+    def _accept_control(self, sock: socket.socket, _peer: Peer) -> None:
         if len(self._controls) >= CONTROL_CONNECTIONS_MAX:
             sock.close()
             return
@@ -245,21 +248,14 @@ class Server:
         return volume_info(volume, self.uris(name))
 
     def create_volume(self, wanted: CreateVolume, reply: ServiceReply) -> None:
-        self.engine.create_volume(
-            wanted.name,
-            wanted.size_bytes,
-            self._told_of(wanted.name, reply),
-            quota_bytes=wanted.quota_bytes,
-            on_full_wait_s=wanted.on_full_wait_s,
-        )
+        settings = volume_settings(self.engine, wanted)
+        self.engine.create_volume(wanted.name, wanted.size_bytes, self._told_of(wanted.name, reply), settings)
 
     def change_volume(self, name: str, change: ChangeVolume, reply: ServiceReply) -> None:
-        self.engine.change_volume(
-            name,
-            self._told_of(name, reply),
-            quota_bytes=change.quota_bytes,
-            on_full_wait_s=change.on_full_wait_s,
-        )
+        self.engine.change_volume(name, self._told_of(name, reply), volume_settings(self.engine, change))
+
+    def acknowledge_loss(self, name: str, loss_epoch: int, reply: ServiceReply) -> None:
+        self.engine.volumes.acknowledge_loss(name, loss_epoch, self._told_of(name, reply))
 
     def _told_of(self, name: str, reply: ServiceReply) -> Callable[[Volume | HoldfastError | None], None]:
         def answer(outcome: Volume | HoldfastError | None) -> None:
@@ -277,6 +273,34 @@ class Server:
         self.engine.remove_volume(
             name, lambda outcome: reply(outcome if isinstance(outcome, HoldfastError) else VolumeRemoved(removed=name))
         )
+
+    def groups(self) -> list[GroupInfo]:
+        return [group_info(group, self.engine) for group in self.engine.groups.directory.by_id.values()]
+
+    def group(self, name: str) -> GroupInfo:
+        return group_info(self.engine.groups.find(name), self.engine)
+
+    def create_group(self, wanted: CreateGroup, reply: ServiceReply) -> None:
+        self.engine.groups.create(wanted.name, group_limits(wanted, GroupLimits()), self._told_of_group(reply))
+
+    def change_group(self, name: str, change: ChangeGroup, reply: ServiceReply) -> None:
+        limits = group_limits(change, self.engine.groups.find(name).limits)
+        self.engine.groups.change(name, limits, self._told_of_group(reply))
+
+    def remove_group(self, name: str, reply: ServiceReply) -> None:
+        self.engine.groups.remove(
+            name, lambda outcome: reply(outcome if isinstance(outcome, HoldfastError) else GroupRemoved(removed=name))
+        )
+
+    def _told_of_group(self, reply: ServiceReply) -> Callable[[TenantGroup | HoldfastError | None], None]:
+        def answer(outcome: TenantGroup | HoldfastError | None) -> None:
+            if isinstance(outcome, TenantGroup):
+                reply(group_info(outcome, self.engine))
+            else:
+                assert outcome is not None
+                reply(outcome)
+
+        return answer
 
 
 def serve(options: ServeOptions) -> int:

@@ -38,6 +38,7 @@ import h11
 import msgspec
 
 from holdfast.control.api import (
+    AcknowledgeLoss,
     Answer,
     ChangeVolume,
     CreateVolume,
@@ -52,6 +53,7 @@ from holdfast.control.api import (
     validate_volume_size,
     validate_wait,
 )
+from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupList, validate_group
 from holdfast.errors import HoldfastError, RequestError
 
 HEADER_BYTES_MAX: Final = 16 * 1024
@@ -59,15 +61,20 @@ BODY_BYTES_MAX: Final = 64 * 1024
 OUTPUT_BYTES_MAX: Final = 64 * 1024  # and the one answer that goes beyond it
 
 _T = TypeVar("_T")
+_G = TypeVar("_G", bound=ChangeGroup)
 
 _VOLUMES = "/v1/volumes"
 _VOLUME_PREFIX = _VOLUMES + "/"
+_ACKNOWLEDGE = "/acknowledge-loss"
+_GROUPS = "/v1/groups"
+_GROUP_PREFIX = _GROUPS + "/"
 
 # Path -> the methods that it knows, for the Allow header of a 405.
 _METHODS = {
     "/v1/pool": "GET",
     "/v1/statistics": "GET",
     _VOLUMES: "GET, POST",
+    _GROUPS: "GET, POST",
     "/v1/shutdown": "POST",
 }
 
@@ -213,6 +220,21 @@ class ControlConnection:
             case "POST", "/v1/volumes":
                 wanted = self._decode_create()
                 service.create_volume(wanted, self._reply_with(201))
+            case "GET", _ if path == _GROUPS:
+                self._respond(200, GroupList(groups=service.groups()))
+            case "POST", _ if path == _GROUPS:
+                service.create_group(self._decode_group(CreateGroup), self._reply_with(201))
+            case "GET", _ if path.startswith(_GROUP_PREFIX):
+                self._respond(200, service.group(path.removeprefix(_GROUP_PREFIX)))
+            case "PATCH", _ if path.startswith(_GROUP_PREFIX):
+                change = self._decode_group(ChangeGroup)
+                service.change_group(path.removeprefix(_GROUP_PREFIX), change, self._reply_with(200))
+            case "DELETE", _ if path.startswith(_GROUP_PREFIX):
+                service.remove_group(path.removeprefix(_GROUP_PREFIX), self._reply_with(200))
+            case "POST", _ if path.startswith(_VOLUME_PREFIX) and path.endswith(_ACKNOWLEDGE):
+                wanted_epoch = self._decode(AcknowledgeLoss, "a loss to acknowledge").loss_epoch
+                name = _volume_name(path.removesuffix(_ACKNOWLEDGE))
+                service.acknowledge_loss(name, wanted_epoch, self._reply_with(200))
             case "POST", "/v1/shutdown":
                 service.shutdown()
                 self._respond(202, Stopping())
@@ -226,7 +248,8 @@ class ControlConnection:
                 self._refuse_route(method, path)
 
     def _refuse_route(self, method: str, path: str) -> None:
-        allowed = "GET, PATCH, DELETE" if path.startswith(_VOLUME_PREFIX) else _METHODS.get(path)
+        one = path.startswith((_VOLUME_PREFIX, _GROUP_PREFIX))
+        allowed = "GET, PATCH, DELETE" if one else _METHODS.get(path)
         if allowed is None:
             self._respond(404, _error_answer("not_found", f"there is nothing at {path}", 2))
         else:
@@ -245,6 +268,11 @@ class ControlConnection:
         change = self._decode(ChangeVolume, "a change of a volume")
         validate_quota(change.quota_bytes or 0)
         validate_wait(change.on_full_wait_s or 0)
+        return change
+
+    def _decode_group(self, wanted: type[_G]) -> _G:
+        change = self._decode(wanted, "a group")
+        validate_group(change)
         return change
 
     def _decode(self, wanted: type[_T], what: str) -> _T:

@@ -6,13 +6,14 @@ Invariants:
 
  1. A request counts in `count` from its beginning until its reply is with `Outgoing`.
  2. A change is answered once its outcome is known, with FUA once the flusher says that it is durable; a FLUSH on the
-    flusher's word.
+    flusher's word. While the volume has lost data for good, and no operator has acknowledged that, both fail.
  3. After `close` nothing is answered, and no task of the session goes on; what waits for I/O ends with that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from errno import EIO
 from typing import Any
 
 from holdfast.engine import Engine
@@ -56,7 +57,7 @@ class InFlight:
 
     def begin_flush(self, cookie: int) -> None:
         self.count += 1
-        self._engine.flusher.when_durable(lambda errno: self.answer(cookie, errno))
+        self._engine.flusher.when_durable(lambda errno: self.answer(cookie, errno or self._lost()))
 
     def spawn(self, work: Work, finished: Callable[[Any], None]) -> None:
         """Begin a request as a task. Its outcome goes to `finished`, which sees to it that the request ends."""
@@ -92,9 +93,21 @@ class InFlight:
     def changed(self, cookie: int, flags: int, errno: int) -> None:
         """A change has been made, or not; with FUA it is answered once it is durable."""
         if errno == 0 and flags & CMD_FLAG_FUA:
-            self._engine.flusher.when_durable(lambda outcome: self.answer(cookie, outcome))
+            self._engine.flusher.when_durable(lambda outcome: self.answer(cookie, outcome or self._lost()))
         else:
             self.answer(cookie, errno)
+
+    def _lost(self) -> int:
+        """What a FLUSH is answered although all is durable: EIO, while accepted data is lost and nobody has said that
+        he knows."""
+        volume = self._volume
+        if not volume.loss_open:
+            return 0
+        self._engine.complain(
+            f"volume {volume.name}: FLUSH fails because accepted data is lost (loss {volume.loss_epoch}); `holdfast "
+            f"volume show` says what, `holdfast volume acknowledge-loss POOL/{volume.name} {volume.loss_epoch}` ends it"
+        )
+        return EIO
 
     def answer(self, cookie: int, errno: int) -> None:
         self.count -= 1

@@ -21,9 +21,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from errno import ENOTSUP
+from errno import ENOTSUP, EPERM
 
 from holdfast.engine import Engine
+from holdfast.memory.group import Group
 from holdfast.nbd import replies
 from holdfast.nbd.negotiated import Negotiated
 from holdfast.nbd.protocol import (
@@ -45,7 +46,7 @@ from holdfast.serving.outgoing import Outgoing
 from holdfast.serving.waiting_read import READ_PIECE_BYTES, WaitingReads
 from holdfast.serving.waiting_write import WaitingWrites
 from holdfast.units import BLOCK_SHIFT
-from holdfast.volume.volume import Volume
+from holdfast.volume.volume import Volume, read_only_error
 
 _pack_simple = replies.SIMPLE.pack_into
 _pack_data = replies.DATA_CHUNK.pack_into
@@ -67,11 +68,14 @@ class Session:
         *,
         transmit: Callable[[], None],
         ready: Callable[[], None],
+        payer: Group | None = None,
         piece_limit: Callable[[], int] = lambda: READ_PIECE_BYTES,
     ) -> None:
-        """`transmit` sends what there is; `ready` is told when there is something to send, or to go on with."""
+        """`transmit` sends what there is; `ready` is told when there is something to send, or to go on with. `payer`:
+        the group that pays for this client; None: the volume's."""
         self.engine = engine  # I
         self.volume = volume  # I
+        self._peer_group = payer  # I
         self.structured = negotiated.structured  # I
         self.out = out  # I
         self.at = 0  # L: where the replies in `out` end
@@ -82,9 +86,9 @@ class Session:
         )
         self.in_flight = InFlight(engine, volume, self.outgoing, go_on=self._go_on)  # I
         self.reads = WaitingReads(  # I
-            engine, volume, self.in_flight, self.outgoing, piece=piece, piece_limit=piece_limit
+            engine, volume, self.in_flight, self.outgoing, payer=payer, piece=piece, piece_limit=piece_limit
         )
-        self.writes = WaitingWrites(engine, volume, self.in_flight)  # I
+        self.writes = WaitingWrites(engine, volume, self.in_flight, payer=payer)  # I
         self._ready = ready  # I
         volume.connections += 1
 
@@ -93,6 +97,11 @@ class Session:
         """Payload that the session holds copies of, and replies not handed over yet."""
         waiting = sum(len(request[5]) for request in self.backlog) if self.backlog else 0
         return waiting + self.in_flight.payload_bytes + len(self.outgoing.held)
+
+    @property
+    def payer(self) -> Group:
+        """The group to which the memory of its requests is charged."""
+        return self._peer_group or self.volume.group.memory
 
     @property
     def closed(self) -> bool:
@@ -122,10 +131,16 @@ class Session:
 
     def submit(self, requests: list[Request]) -> None:
         """Carry out a batch. Afterwards `out[:at]` and `outgoing` hold replies; the caller publishes and sends them."""
+        volume = self.volume
         if self.backlog:
             self.backlog.extend(_kept(request) for request in requests)
             return
-        volume = self.volume
+        if volume.read_only:
+            self.backlog.extend(requests)
+            self.work_off()
+            self.backlog = deque(map(_kept, self.backlog))
+            return
+        self.engine.log.bill(self._peer_group or volume.group.memory)
         write_block = self.engine.writer.write_block
         read_block = self.engine.reader.read_block
         writes = self.writes
@@ -190,6 +205,7 @@ class Session:
         """Go on with the backlog as far as it goes now. Afterwards `outgoing` holds replies, as after `submit`."""
         if self.outgoing.exclusive:
             return
+        self.engine.log.bill(self.payer)
         while self.backlog:
             waiting = self._begin(self.backlog.popleft())
             if self.closed:
@@ -236,11 +252,15 @@ class Session:
         return None
 
     def _begin_zeroes(self, cookie: int, flags: int, offset: int, length: int) -> None:
+        if self.volume.read_only:
+            self.engine.complain(f"volume {self.volume.name}: {read_only_error(self.volume)}")
+            self.outgoing.error(cookie, EPERM, chunk=False)
+            return
         allocate = bool(flags & CMD_FLAG_NO_HOLE)
         if allocate and flags & CMD_FLAG_FAST_ZERO:
             self.outgoing.error(cookie, ENOTSUP, chunk=False)  # zeroes that must be allocated are as slow as writes
             return
-        work = self.engine.writer.zero(self.volume, offset, length, allocate=allocate)
+        work = self.engine.writer.zero(self.volume, offset, length, allocate=allocate, payer=self.payer)
         self.in_flight.spawn_change(work, cookie, flags)
 
     def _go_on(self) -> None:

@@ -12,7 +12,15 @@ from __future__ import annotations
 import numpy as np
 
 from holdfast.errors import CorruptionError, DiskError
-from holdfast.pool.block import ADDRESS_BITS, CHECK_MASK, KIND_MAP, LEVEL_SHIFT, VOLUME_SHIFT, page_place
+from holdfast.pool.block import (
+    ADDRESS_BITS,
+    CHECK_MASK,
+    KIND_MAP,
+    LEVEL_SHIFT,
+    VOLUME_SHIFT,
+    is_given_up,
+    page_place,
+)
 from holdfast.units import BLOCK_SIZE_BYTES
 from holdfast.volume.block_reader import DAMAGED, BlockReader
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
@@ -71,7 +79,7 @@ class PageTable:
                 continue
             if parent >= 0:
                 cache.children[parent] += 1  # not evicted for its child's sake
-            slots = cache.take_slots(top - level + 1)
+            slots = cache.take_slots(top - level + 1, volume.group.memory)
             if parent >= 0:
                 cache.children[parent] -= 1
             if not slots:
@@ -127,6 +135,8 @@ class PageTable:
         if errno:
             where = f"map page {key:#x} of volume {volume.name}"
             if errno == DAMAGED:
+                if not is_given_up(entry):
+                    volume.note_loss()
                 raise PageDamagedError(f"{where} is damaged; 2 MiB or more cannot be read: run `holdfast check`", key)
             raise DiskError(f"{where} cannot be read: errno {errno}", errno)
 

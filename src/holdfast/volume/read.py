@@ -13,7 +13,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from holdfast.errors import HoldfastError
-from holdfast.pool.block import ADDRESS_MASK, CHECK_MASK, SEED_DATA, first_mismatch
+from holdfast.pool.block import ADDRESS_MASK, CHECK_MASK, SEED_DATA, first_mismatch, is_given_up
 from holdfast.runtime.ports import READ, Io
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.block_reader import BlockReader
@@ -220,7 +220,7 @@ class Reader:
                 dropped = True
                 self._drop_cached(entries)
                 continue
-            volume.note_damage(lba + bad, "its check does not match")
+            volume.note_damage(lba + bad, "its check does not match", known=is_given_up(entries[bad]))
             raise ReadError(f"block {lba + bad} of volume {volume.name} is damaged", EIO, (lba + bad) << BLOCK_SHIFT)
 
     def _covers(self, io: Io, entry: int) -> bool:

@@ -115,6 +115,12 @@ class Flusher:
         self.pause_ns = 0
         self.pump()
 
+    def push(self) -> None:
+        """Write what there is now, though nobody waits for it to be durable: some group needs its share of the ring."""
+        if not self._round_end and not self.pause_ns and not self._errno:
+            self.log.seal_commit()
+            self._begin_round(self.log.sealed)
+
     def tick(self) -> None:
         """Called some times a second: pushes out what nobody asked for in a while."""
         log = self.log
@@ -215,7 +221,8 @@ class Flusher:
     def _advance(self, position: int) -> None:
         """Everything below `position` is durable: publish, release slots, answer."""
         assert self.durable <= position <= self.written
-        self.durable = self.log.durable = position
+        self.durable = position
+        self.log.became_durable(position)
         self.last_errno = 0
         self._retry_delay_ns = RETRY_DELAY_NS_MIN
         if position >= self._round_end:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from holdfast.errors import DiskError, HoldfastError, NoSpaceError, NotFoundError, RequestError
+from holdfast.errors import DiskError, HoldfastError, NoSpaceError, NotFoundError, RequestError, log_fields
 from holdfast.pool.block import VOLUME_ID_MAX, page_place
 from holdfast.pool.space import SpaceTable
 from holdfast.pool.tables import VolumeRow
@@ -212,7 +212,9 @@ class Volumes:
                 break
             except PageDamagedError as error:
                 # What lies below the page cannot be found: it stays counted as live until a repair counts again.
-                log_output.error("%s; the space below it is not freed", error)
+                log_output.error(
+                    "%s; the space below it is not freed", error, extra=log_fields(error.resource, volume=volume.name)
+                )
                 level, index = page_place(error.key)
                 first = (index + 1) << PAGE_SHIFT * (level + 1)
             except (NoSpaceError, DiskError):
@@ -230,4 +232,6 @@ class Volumes:
 
     def _removal_done(self, error: HoldfastError | None) -> None:
         if error is not None:
-            log_output.error("a volume cannot be removed: %s", error)
+            log_output.error(
+                "a volume cannot be removed: %s", error, extra=log_fields(error.resource, errno=error.errno)
+            )

@@ -15,7 +15,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from holdfast.errors import CorruptionError, DiskError, NoSpaceError
+from holdfast.errors import CorruptionError, DiskError, NoSpaceError, Resource
 from holdfast.pool.block import ADDRESS_MASK, KIND_DATA, LBA_MASK, SEED_DATA
 from holdfast.pool.space import Privilege
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB, format_size
@@ -184,7 +184,13 @@ class Writer:
             yield self.next_tick
         elif obstacle == Obstacle.OVER_QUOTA:
             raise NoSpaceError(
-                f"its quota of {format_size(volume.quota_bytes)} is used up; trim it, or `holdfast volume set --quota`"
+                f"its quota of {format_size(volume.quota_bytes)} is used up; trim it, or `holdfast volume set --quota`",
+                resource=Resource.QUOTA,
+            )
+        elif self.log.space.host_full:
+            raise NoSpaceError(
+                "the filesystem below the pool has no room for another segment; free some of it",
+                resource=Resource.HOST_FILESYSTEM,
             )
         else:
             raise NoSpaceError(

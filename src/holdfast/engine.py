@@ -14,11 +14,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from errno import errorcode
 
 import numpy as np
 
-from holdfast.errors import DiskError, HoldfastError, NoSpaceError
+from holdfast.complaints import Complaints
+from holdfast.errors import (
+    ACTIONS,
+    DiskError,
+    HoldfastError,
+    NoSpaceError,
+    Resource,
+    errno_name,
+    log_fields,
+    resource_of,
+)
 from holdfast.memory.budget import Budget
 from holdfast.memory.plan import MemoryPlan
 from holdfast.pool.checkpoint import Checkpointer
@@ -52,7 +61,6 @@ CHECKPOINT_LOG_BYTES = 1 * GIB
 # written through.
 PREPARED_AHEAD = 4
 HOST_FULL_RETRY_NS = 2_000_000_000
-COMPLAINTS_A_TICK_MAX = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,8 @@ class Engine:
         self.options = options
         self._allocate = allocate
         self.findings: list[str] = []
+        self.complaints = Complaints()
+        self.checkpoint_failures = 0  # writes of a superblock or a checkpoint that failed, and were tried again or not
         self._recovered = False  # the space table is what the log says: segments may be prepared and opened
         self.opened = False
         self.closing = False
@@ -163,8 +173,6 @@ class Engine:
         self._checkpoint_running = False
         self._checkpoint_position = 0
         self._maintained_ordinal = -1
-        self._complaints = 0
-        self._last_complaint = ""
         self._maintenance_wanted = True
         self._host_full_until_ns = 0
         self._checkpoint_log_blocks = (
@@ -267,10 +275,7 @@ class Engine:
         """Some times a second."""
         now_ns = self.clock.now_ns()
         self._maintenance_wanted = True
-        if self._complaints > COMPLAINTS_A_TICK_MAX:
-            more = self._complaints - COMPLAINTS_A_TICK_MAX
-            log_output.warning("... and %d more of these, the last: %s", more, self._last_complaint)
-        self._complaints = 0
+        self.complaints.tick()
         self.flusher.tick()
         self.next_tick.wake()
         # A budget may have refused although nobody holds anything that will be released.
@@ -309,7 +314,8 @@ class Engine:
 
     def _checkpoint_done(self, outcome: HoldfastError | None) -> None:
         if outcome is not None:
-            log_output.error("checkpoint failed: %s", outcome)
+            self.checkpoint_failures += 1
+            log_output.error("checkpoint failed: %s", outcome, extra=log_fields(outcome.resource, errno=outcome.errno))
 
     def checkpoint(self, *, clean: bool = False, both_slots: bool = False) -> Work:
         """Write a checkpoint of a moment at or after the call (a task's work).
@@ -337,7 +343,14 @@ class Engine:
         self._released()
 
     def _checkpoint_error(self, what: str, errno: int) -> None:
-        log_output.error("%s: cannot be written (errno %d); trying again", what, errno)
+        self.checkpoint_failures += 1
+        log_output.error(
+            "%s: cannot be written (%s); trying again; %s",
+            what,
+            errno_name(errno),
+            ACTIONS[resource_of(errno)],
+            extra=log_fields(resource_of(errno), errno=errno),
+        )
 
     def _write_pages(self) -> Work:
         """Clean all dirty pages by appending them, without a superblock: recovery in less memory than the log needs."""
@@ -354,10 +367,14 @@ class Engine:
     def _segment_prepared(self, io: Io) -> None:
         if io.result < 0:
             if not self.space.host_full:
+                resource = resource_of(-io.result)
                 log_output.error(
-                    "segment file %08x cannot be made (errno %d): the filesystem below the pool has no room for it",
+                    "segment file %08x cannot be made (%s: %s): writes that need it get ENOSPC until it can; %s",
                     io.file,
-                    -io.result,
+                    resource,
+                    errno_name(-io.result),
+                    ACTIONS[resource],
+                    extra=log_fields(resource, errno=-io.result),
                 )
             self.space.preparation_failed(io.file)
         else:
@@ -367,11 +384,7 @@ class Engine:
         self.on_released()
 
     def complain(self, text: str) -> None:
-        """Log what a client is being told, a bounded number of times a second: clients repeat what fails."""
-        self._complaints += 1
-        self._last_complaint = text
-        if self._complaints <= COMPLAINTS_A_TICK_MAX:
-            log_output.warning("%s", text)
+        self.complaints.say(text)
 
     def _segment_unpinned(self) -> None:
         self.segment_room.wake()
@@ -409,11 +422,16 @@ class Engine:
             if room is Room.NO_SPACE and not self.opened:
                 if self.space.host_full:
                     raise NoSpaceError(
-                        "the filesystem below the pool is full: free some of it, the pool needs a segment"
+                        "the filesystem below the pool is full: free some of it, the pool needs a segment",
+                        resource=Resource.HOST_FILESYSTEM,
                     )
                 raise NoSpaceError("the pool has no segment left for its own metadata; serve it with more --capacity")
             if room is Room.NO_SPACE:
-                log_output.error("no segment left for metadata: the checkpoint waits for space to be freed")
+                log_output.error(
+                    "no segment left for metadata: the checkpoint waits for space to be freed; %s",
+                    ACTIONS[Resource.POOL_SPACE],
+                    extra=log_fields(Resource.POOL_SPACE),
+                )
             yield self.segment_room
 
     def _wait_for_turn(self) -> Work:
@@ -423,15 +441,19 @@ class Engine:
     def _write_back_failed(self, start: int, end: int, errno: int) -> None:
         """What failed stays dirty, and is tried again: say whose it is."""
         met = []
+        names: dict[str, None] = {}
         for blocks in owned_blocks(self.log, start, end):
             volume = self.volumes.by_id.get(blocks.volume_id)
             if volume is not None:
                 volume.write_back_failures += 1
                 volume.write_back_errno = errno
                 met.append(blocks.describe(volume.name))
-        self.complain(
-            f"write-back failed ({errorcode.get(errno, errno)}) for {', '.join(met) or 'metadata alone'}; "
-            "it stays in the ring and is written again"
+                names[volume.name] = None
+        resource = resource_of(errno)
+        self.complaints.say(
+            f"write-back failed ({errno_name(errno)}) for {', '.join(met) or 'metadata alone'}; "
+            f"it stays in the ring and is written again; {ACTIONS[resource]}",
+            log_fields(resource, volume=", ".join(names) or None, errno=errno),
         )
 
     def _released(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from holdfast.engine import Engine
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, resource_of
 from holdfast.nbd.protocol import CMD_FLAG_FUA
 from holdfast.serving.outgoing import Outgoing
 from holdfast.units import KIB
@@ -56,7 +56,7 @@ class InFlight:
 
     def begin_flush(self, cookie: int) -> None:
         self.count += 1
-        self._engine.flusher.when_durable(lambda errno: self.answer(cookie, errno))
+        self._engine.flusher.when_durable(lambda errno: self._flushed(cookie, errno))
 
     def spawn(self, work: Work, finished: Callable[[Any], None]) -> None:
         """Begin a request as a task. Its outcome goes to `finished`, which sees to it that the request ends."""
@@ -78,12 +78,13 @@ class InFlight:
         """Begin work of the engine that sends no data; how it ends is answered to `cookie`."""
         self.spawn(self.checked(work), lambda errno: self.changed(cookie, flags, errno))
 
-    def checked(self, work: Work) -> Work:
-        """Run work of the engine; returns 0 or the errno of the HoldfastError that it ends with."""
+    def checked(self, work: Work, first: Callable[[], bool] = lambda: True) -> Work:
+        """Run work of the engine; returns 0 or the errno of the HoldfastError that it ends with. `first`: asked whether
+        that is the first of its request, which is counted as one."""
         try:
             yield from work
         except HoldfastError as error:
-            self._engine.complain(f"volume {self._volume.name}: {error}")
+            self._engine.complaints.answer(error, self._volume.name, first=first())
             return error.errno
         return 0
 
@@ -92,9 +93,14 @@ class InFlight:
     def changed(self, cookie: int, flags: int, errno: int) -> None:
         """A change has been made, or not; with FUA it is answered once it is durable."""
         if errno == 0 and flags & CMD_FLAG_FUA:
-            self._engine.flusher.when_durable(lambda outcome: self.answer(cookie, outcome))
+            self._engine.flusher.when_durable(lambda outcome: self._flushed(cookie, outcome))
         else:
             self.answer(cookie, errno)
+
+    def _flushed(self, cookie: int, errno: int) -> None:
+        if errno and not self.closed:
+            self._engine.complaints.count(errno, resource_of(errno))  # the flusher has logged it
+        self.answer(cookie, errno)
 
     def answer(self, cookie: int, errno: int) -> None:
         self.count -= 1

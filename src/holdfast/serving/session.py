@@ -24,6 +24,7 @@ from collections.abc import Callable
 from errno import ENOTSUP
 
 from holdfast.engine import Engine
+from holdfast.errors import Resource
 from holdfast.nbd import replies
 from holdfast.nbd.negotiated import Negotiated
 from holdfast.nbd.protocol import (
@@ -208,6 +209,7 @@ class Session:
         if self.outgoing.exclusive:
             return request
         if command == REJECT:
+            self.engine.complaints.count(length, Resource.REQUEST)
             self.outgoing.error(cookie, length, chunk=offset in (CMD_READ, CMD_BLOCK_STATUS))
             return None
         if command == CMD_DISC:

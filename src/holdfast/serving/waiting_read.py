@@ -167,7 +167,7 @@ class WaitingReads:
                 yield from engine.reader.read(self.volume, offset, buffer)
                 kept = not outgoing.blocked
             except ReadError as error:
-                engine.complain(f"volume {self.volume.name}: {error}")
+                engine.complaints.answer(error, self.volume.name)
                 return memoryview(b""), error.errno, error.offset
             finally:
                 if not kept:
@@ -214,7 +214,7 @@ class WaitingReads:
                 if not outgoing.blocked:
                     break
         except HoldfastError as error:
-            self.engine.complain(f"volume {self.volume.name}: {error}")
+            self.engine.complaints.answer(error, self.volume.name)
             outgoing.error(cookie, error.errno, chunk=True)
             return
         if flags & CMD_FLAG_REQ_ONE:

@@ -97,7 +97,8 @@ class WaitingWrites:
 
         if pieces is not None:
             pieces.pending += 1
-        in_flight.spawn(in_flight.checked(self.engine.writer.write(self.volume, offset, rest)), finished)
+        work = self.engine.writer.write(self.volume, offset, rest)
+        in_flight.spawn(in_flight.checked(work, lambda: pieces is None or not pieces.errno), finished)
 
     def _piece_ended(self, cookie: int, pieces: PiecedWrite) -> None:
         if pieces.last_seen and not pieces.pending:

@@ -18,7 +18,7 @@ After a crash nothing of this class is needed: `Ring` says what was durable.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from holdfast.runtime.ports import SYNC, WRITE, Io
@@ -55,6 +55,9 @@ class Flusher:
         self.writes = 0
         self.syncs = 0
         self.failures = 0
+        self.failed_with: Counter[int] = Counter()  # the same failures, by errno
+        self.retries = 0
+        self.paused_ns = 0  # in the pauses that are over
         self.last_errno = 0
         self._in_flight: deque[_Extent] = deque()
         self._syncs_in_flight = 0
@@ -112,6 +115,8 @@ class Flusher:
 
     def resume(self) -> None:
         """The pause after a failure is over."""
+        self.retries += 1
+        self.paused_ns += self.pause_ns
         self.pause_ns = 0
         self.pump()
 
@@ -228,6 +233,7 @@ class Flusher:
 
     def _fail(self, errno: int) -> None:
         self.failures += 1
+        self.failed_with[errno] += 1
         if not self._errno:
             self._errno = errno
 

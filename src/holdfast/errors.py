@@ -30,7 +30,6 @@ class Resource(StrEnum):
     DISK = "disk"
     DAMAGE = "damage"
     RING = "ring"
-    MAP_MEMORY = "map memory"
     DESCRIPTORS = "descriptors"
     THREADS = "threads"
     CONNECTIONS = "connections"
@@ -45,7 +44,6 @@ ACTIONS: dict[Resource, str] = {
     Resource.DISK: "look at the disk below the pool and at the kernel's log",
     Resource.DAMAGE: "overwrite the damaged blocks whole, and run `holdfast check` when the pool is idle",
     Resource.RING: "free space in /dev/shm or in the pool's directory, or give a smaller --memory",
-    Resource.MAP_MEMORY: "give the server more --memory",
     Resource.DESCRIPTORS: "raise the limit of open files (ulimit -n, LimitNOFILE=), or have fewer clients",
     Resource.THREADS: "raise the limit of tasks (ulimit -u, TasksMax=)",
     Resource.CONNECTIONS: "close connections that nobody uses",

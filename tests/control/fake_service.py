@@ -28,6 +28,7 @@ class FakeService:
         self.hold_replies = hold_replies
         self.held: list[Callable[[], None]] = []
         self.stopped = False
+        self.asked_age_ns = -1
         self.uri = "nbd+unix:///{name}?socket=/pool/nbd.sock"
 
     def add(self, name: str, size_bytes: int, *, connections: int = 0, uris: list[str] | None = None) -> VolumeInfo:
@@ -59,6 +60,10 @@ class FakeService:
 
     def statistics(self) -> Statistics:
         return {"writes": 12, "write_bytes": 49152, "fill": 0.25}
+
+    def metrics(self, *, age_ns_max: int = 0) -> bytes:
+        self.asked_age_ns = age_ns_max
+        return b"# TYPE holdfast_tasks gauge\nholdfast_tasks 3.0\n"
 
     def volumes(self) -> list[VolumeInfo]:
         return list(self.known.values())

@@ -248,6 +248,10 @@ class Service(Protocol):
 
     def statistics(self) -> Statistics: ...
 
+    def metrics(self, *, age_ns_max: int = 0) -> bytes:
+        """In the text format of Prometheus; of now, or at most so old."""
+        ...
+
     def volumes(self) -> list[VolumeInfo]: ...
 
     def volume(self, name: str) -> VolumeInfo:

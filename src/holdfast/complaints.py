@@ -27,11 +27,9 @@ class Complaints:
         self._this_tick = 0
         self._last = ""
 
-    def answer(self, error: HoldfastError, volume: str, *, first: bool = True) -> None:
-        """A client of this volume is being told of `error`: count it and log it. `first`: False for what goes wrong in
-        a request of which something went wrong already: it is answered once."""
-        if first:
-            self.count(error.errno, error.resource)
+    def answer(self, error: HoldfastError, volume: str) -> None:
+        """A client of this volume is being told of `error`: count it and log it."""
+        self.count(error.errno, error.resource)
         self.say(f"volume {volume}: {error}", log_fields(error.resource, volume=volume, errno=error.errno))
 
     def count(self, errno: int, resource: Resource | None) -> None:

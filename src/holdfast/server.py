@@ -36,7 +36,7 @@ log_output = logging.getLogger("holdfast.server")
 # How long writing everything out may take, once the server is told to stop, before the rest is left to the ring.
 STOP_NS_MAX = 60_000_000_000
 CONTROL_CONNECTIONS_MAX = 64
-# A scraper needs one connection. What each can make the server hold is one text, 700 KB with 1,000 volumes.
+# A scraper needs one connection. What each can make the server hold is one text, 350 KB with 1,000 volumes.
 METRICS_CONNECTIONS_MAX = 8
 PROFILE_VARIABLE = "HOLDFAST_PROFILE"
 

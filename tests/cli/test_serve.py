@@ -99,6 +99,8 @@ def test_options_that_make_no_sense_are_one_line(run: Run, tmp_path: Path) -> No
         ("--nbd", "tcp:::1:10809"),
         ("--memory", "lots"),
         ("--log-level", "loud"),
+        ("--log-format", "xml"),
+        ("--metrics", "127.0.0.1:9809"),
         ("--nonsense",),
     ):
         result = run("serve", tmp_path / "new", *arguments)

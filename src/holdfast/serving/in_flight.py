@@ -80,11 +80,12 @@ class InFlight:
 
     def checked(self, work: Work, first: Callable[[], bool] = lambda: True) -> Work:
         """Run work of the engine; returns 0 or the errno of the HoldfastError that it ends with. `first`: asked whether
-        that is the first of its request, which is counted as one."""
+        that is the first error of its request, which is told of once."""
         try:
             yield from work
         except HoldfastError as error:
-            self._engine.complaints.answer(error, self._volume.name, first=first())
+            if first():
+                self._engine.complaints.answer(error, self._volume.name)
             return error.errno
         return 0
 

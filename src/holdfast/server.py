@@ -14,7 +14,7 @@ from errno import EIO
 from pathlib import Path
 from urllib.parse import quote
 
-from holdfast.control.api import ChangeVolume, CreateVolume, PoolStatus, Statistics, VolumeInfo, VolumeRemoved
+from holdfast.control.api import ChangeVolume, CreateVolume, PoolStatus, Statistics, VolumeInfo, VolumeRemoved, WaitList
 from holdfast.engine import Engine
 from holdfast.errors import DiskError, HoldfastError, RequestError
 from holdfast.runtime.buffers import aligned_buffer
@@ -24,7 +24,7 @@ from holdfast.runtime.loop import SPIN_NS, EventLoop
 from holdfast.serving.clients import Clients
 from holdfast.serving.control_connection import ControlSocket
 from holdfast.serving.pool import PoolOptions, ServedPool
-from holdfast.serving.status import pool_status, statistics, volume_info
+from holdfast.serving.status import pool_status, statistics, volume_info, wait_list
 from holdfast.units import BLOCK_SHIFT, format_size
 from holdfast.volume.volume import Volume
 
@@ -236,6 +236,9 @@ class Server:
 
     def statistics(self) -> Statistics:
         return statistics(self.pool)
+
+    def waits(self) -> WaitList:
+        return wait_list(self.engine)
 
     def volumes(self) -> list[VolumeInfo]:
         return [volume_info(volume, self.uris(volume.name)) for volume in self.engine.by_name.values()]

@@ -15,6 +15,8 @@ from holdfast.control.api import (
     Statistics,
     VolumeInfo,
     VolumeRemoved,
+    WaitInfo,
+    WaitList,
 )
 from holdfast.errors import HoldfastError, NoSpaceError, NotFoundError, RequestError
 from holdfast.units import TIB
@@ -25,6 +27,8 @@ class FakeService:
 
     def __init__(self, *, hold_replies: bool = False) -> None:
         self.known: dict[str, VolumeInfo] = {}
+        self.waiting: list[WaitInfo] = []
+        self.cycles: list[str] = []
         self.hold_replies = hold_replies
         self.held: list[Callable[[], None]] = []
         self.stopped = False
@@ -59,6 +63,9 @@ class FakeService:
 
     def statistics(self) -> Statistics:
         return {"writes": 12, "write_bytes": 49152, "fill": 0.25}
+
+    def waits(self) -> WaitList:
+        return WaitList(waits=self.waiting, total=len(self.waiting), cycles=self.cycles)
 
     def volumes(self) -> list[VolumeInfo]:
         return list(self.known.values())

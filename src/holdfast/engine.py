@@ -394,9 +394,9 @@ class Engine:
             self.space.preparation_failed(io.file)
         else:
             self.space.prepared(io.file)
-        self.metadata_room.wake()
         self._maintenance_wanted = True
         self.segment_room.wake()
+        self.metadata_room.wake()
         self.on_released()
 
     def complain(self, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from holdfast.sim.client import SimClient
 from holdfast.sim.disk import DiskCharacter
 from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
 from holdfast.work.order import WaitOrderError
-from holdfast.work.task import Work
+from holdfast.work.task import Waitlist, Work
 from tests.engine.helpers import HoldingWorld, ask, connect, create, new_world
 
 SECOND_NS = 1_000_000_000
@@ -125,3 +126,10 @@ def test_a_slip_in_the_order_of_waits_stops_a_test(world: HoldingWorld) -> None:
 
     with pytest.raises(WaitOrderError, match="fewer dirty pages of the map comes with the checkpoint"):
         engine.scheduler.spawn(work(), "checkpoint")
+
+
+def test_the_page_about_waits_knows_all_that_can_be_waited_for(world: HoldingWorld) -> None:
+    lists = [value for value in vars(world.engine).values() if isinstance(value, Waitlist)]
+    assert len(lists) > 8
+    page = (Path(__file__).parents[2] / "docs" / "waits.md").read_text()
+    assert [waitlist.name for waitlist in lists if f"| {waitlist.name} |" not in page] == []

@@ -193,15 +193,13 @@ class Session:
         if self.outgoing.exclusive:
             return
         while self.backlog:
-            request = self.backlog.popleft()
-            waiting = self._begin(request)
+            waiting = self._begin(self.backlog.popleft())
             if self.closed:
                 return  # it answered something, and that could not be sent
-            if waiting is None or waiting[4] < request[4]:
-                self.stalled_ns = self.engine.scheduler.now_ns
             if waiting is not None:
                 self.backlog.appendleft(waiting)
                 break
+            self.stalled_ns = self.engine.scheduler.now_ns
         self.engine.log.publish()  # what was answered here is sent before the next turn ends
 
     # ---- what takes longer

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from holdfast.cli.top import rates
-from holdfast.control.api import Statistics, WaitInfo
+from holdfast.cli.top import Screen, rates, waits_screen, watch
+from holdfast.control.api import Statistics, WaitInfo, WaitList
 from holdfast.units import GIB
 from tests.control.fake_service import FakeService
 
 from .conftest import Run
 
 STUCK = WaitInfo(
-    operation="12 requests not begun",
+    operation="backlog",
     volume="disk0",
     peer="unix",
     since_s=31.25,
     waits_for="room in the ring",
-    held=[],
+    held=["12 requests not begun"],
     ended_by=["the flusher"],
 )
 MEANT = WaitInfo(operation="READ", since_s=2.0, waits_for="the client to take its replies", held=["a", "b"], meant=True)
@@ -52,9 +54,9 @@ def test_who_waits_for_what_is_a_row_each(run: Run, served_pool: Path, service: 
     assert result.stdout == (
         "waiting   2\n"
         "\n"
-        "SINCE  OPERATION              VOLUME  CLIENT  WAITS FOR                               HOLDS  ENDED BY\n"
-        "31.2s  12 requests not begun  disk0   unix    room in the ring                        -      the flusher\n"
-        " 2.0s  READ                   -       -       the client to take its replies (meant)  a, b   -\n"
+        "SINCE  OPERATION  VOLUME  CLIENT  WAITS FOR                               HOLDS                  ENDED BY\n"
+        "31.2s  backlog    disk0   unix    room in the ring                        12 requests not begun  the flusher\n"
+        " 2.0s  READ       -       -       the client to take its replies (meant)  a, b                   -\n"
     )
 
 
@@ -89,3 +91,19 @@ def test_rates_are_differences_and_leave_out_what_one_look_has_not() -> None:
     before: Statistics = {"log_position": 100, "flusher_syncs": 7, "checkpoints": 1}
     after: Statistics = {"log_position": 612, "flusher_syncs": 17, "flusher_writes": 4, "checkpoints": 1}
     assert rates(before, after, 2.0) == pytest.approx({"appended": 256 * 4096, "syncs": 5, "checkpoints": 0})
+
+
+def test_the_live_view_shows_each_look_until_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([waits_screen(WaitList(waits=[STUCK], total=1)), waits_screen(WaitList(cycles=["A waits for A"]))])
+
+    def look() -> Screen:
+        for screen in looks:
+            return screen
+        raise KeyboardInterrupt
+
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=120, height=20)
+    monkeypatch.setattr("rich.live.get_console", lambda: console)
+    watch(look, pause_s=0)
+    assert "room in the ring" in shown.getvalue()
+    assert "A waits for A" in shown.getvalue()

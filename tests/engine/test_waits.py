@@ -44,7 +44,8 @@ def test_a_full_ring_is_shown_with_who_waits_and_who_is_to_end_it(world: Holding
     assert flusher.waits_for.startswith("the disk: ")
     assert flusher.ended_by == ["the disk"]
     (backlog,) = shown.values()
-    assert backlog.operation.endswith("requests not begun")
+    assert backlog.operation == "backlog"
+    assert backlog.held[0].endswith(" requests not begun")
     assert (backlog.volume, backlog.waits_for, backlog.ended_by) == ("disk0", "room in the ring", ["the flusher"])
     assert backlog.peer
     assert wait_list(world.engine).cycles == []
@@ -68,10 +69,13 @@ def test_a_flush_a_write_of_a_part_and_a_small_read_are_shown_each_with_its_clie
     client.send(CMD_WRITE, 8 * MIB, payload=bytes(BLOCK_SIZE_BYTES))
     client.send(CMD_FLUSH)
     world.let_happen()
-    shown = {wait.operation: wait for wait in wait_list(world.engine).waits if wait.volume == "disk0"}
-    assert shown.keys() == {"2 READs", "READ", "WRITE", "FLUSH"}
-    assert shown["2 READs"].held == ["8192 bytes of read buffers"]
-    assert shown["READ"].held == [f"{128 * KIB} bytes of read buffers"]
+    waits = [wait for wait in wait_list(world.engine).waits if wait.volume == "disk0"]
+    shown = {wait.operation: wait for wait in waits}
+    assert sorted(wait.operation for wait in waits) == ["FLUSH", "READ", "READ", "WRITE"]
+    small = next(wait for wait in waits if wait.waits_for == "the disk: 2 small reads of the log")
+    assert small.held == ["8192 bytes of read buffers"]
+    large = next(wait for wait in waits if wait.operation == "READ" and wait is not small)
+    assert large.held == [f"{128 * KIB} bytes of read buffers"]
     assert shown["FLUSH"].waits_for == "durability"
     assert shown["WRITE"].held == ["4 bytes of payload"]
     assert shown["WRITE"].waits_for.startswith("the disk: read of segment ")
@@ -80,15 +84,20 @@ def test_a_flush_a_write_of_a_part_and_a_small_read_are_shown_each_with_its_clie
     world.settle()
 
 
-def test_a_client_that_does_not_read_is_shown_as_meant(world: HoldingWorld) -> None:
+def test_a_client_that_does_not_read_is_shown_as_meant_and_is_no_alarm(
+    world: HoldingWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="holdfast")
     client = connect(world, "disk0")
     client.stop_reading()
-    for _ in range(8):
+    for _ in range(200):
         client.send(CMD_READ, 0, MIB)
-    world.let_happen()
+    world.go_on(40 * SECOND_NS, lambda: False)
     waits = wait_list(world.engine).waits
-    assert {wait.waits_for for wait in waits if wait.volume} >= {"the client to take its replies"}
-    assert all(wait.meant for wait in waits if wait.waits_for == "the client to take its replies")
+    assert {"replies", "READ", "backlog"} == {wait.operation for wait in waits}
+    assert all(wait.meant for wait in waits)
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == []
+    assert any(record.getMessage().endswith(": that is meant") for record in caplog.records)
     client.read_again()
     world.settle()
 
@@ -101,8 +110,9 @@ def test_the_watchdog_tells_who_has_waited_for_long_and_who_is_to_end_it(
     world.go_on(36 * SECOND_NS, lambda: False)
     lines = [record.getMessage() for record in caplog.records]
     assert any(
-        "requests not begun of disk0" in line
-        and " s for room in the ring; it ends with: the flusher (waits for the disk: " in line
+        line.startswith("backlog of disk0 for ")
+        and " s for room in the ring, holding " in line
+        and " requests not begun; it ends with: the flusher (waits for the disk: " in line
         for line in lines
     ), lines
     assert any(line.startswith("the flusher has waited 3") for line in lines)

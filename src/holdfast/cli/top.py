@@ -90,7 +90,7 @@ def command(pool: PoolPath, waits: bool, once: bool, as_json: bool, interval: fl
         if once or not sys.stdout.isatty():
             _print(look())
         else:
-            _watch(look, pause_s=interval if waits else 0)
+            watch(look, pause_s=interval if waits else 0)
 
 
 def _connect(pool: PoolPath) -> ControlClient:
@@ -213,7 +213,7 @@ def _print(screen: Screen) -> None:
             click.echo(line)
 
 
-def _watch(look: Callable[[], Screen], *, pause_s: float) -> None:
+def watch(look: Callable[[], Screen], *, pause_s: float) -> None:
     """Show each look until Ctrl-C, which is how this is meant to end."""
     from rich.live import Live
 

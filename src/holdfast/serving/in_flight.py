@@ -22,7 +22,7 @@ from holdfast.runtime.ports import Io
 from holdfast.serving.outgoing import Outgoing
 from holdfast.units import KIB
 from holdfast.volume.volume import Volume
-from holdfast.work.task import Hold, Task, Work
+from holdfast.work.task import Hold, Task, Waitlist, Work
 
 REQUESTS_IN_FLIGHT_MAX = 128
 BYTES_IN_FLIGHT_MAX = 512 * KIB
@@ -51,6 +51,11 @@ class InFlight:
     def full(self) -> bool:
         """True if the session must wait before it begins another request."""
         return self.count >= REQUESTS_IN_FLIGHT_MAX or self.payload_bytes > BYTES_IN_FLIGHT_MAX
+
+    @property
+    def waits_as_meant(self) -> bool:
+        """True if one of its tasks waits for the client, or for space as the volume's owner wants it."""
+        return any(isinstance(task.waits_for, Waitlist) and task.waits_for.meant for task in self._tasks)
 
     def close(self) -> None:
         """The client is gone: what was begun and did not finish is cancelled."""

@@ -20,25 +20,24 @@ def waits_of(connection: Connection) -> Iterator[Wait]:
         return  # a handshake has a time limit of its own
     volume, peer = session.volume.name, connection.peer
     if connection.unsent_bytes:
-        unsent = f"{connection.unsent_bytes} bytes of replies"
         yield Wait(
-            unsent,
+            "replies",
             "the client to take its replies",
             connection.blocked_ns,
             volume,
             peer,
             ended_by=(CLIENT,),
+            held=(Hold(None, None, connection.unsent_bytes, "bytes of replies"),),
             meant=True,
         )
     if session.backlog:
         yield _backlog(session, peer)
     reads = session.in_flight.cold_reads
     if reads:
-        count = len(reads)
         size_bytes = sum(io.length for io in reads)
         yield Wait(
-            f"{count} READs" if count > 1 else "READ",
-            f"{DISK}: small reads of the log",
+            "READ",
+            f"{DISK}: {len(reads)} small reads of the log",
             min(reads.values()),
             volume,
             peer,
@@ -49,17 +48,15 @@ def waits_of(connection: Connection) -> Iterator[Wait]:
 
 def _backlog(session: Session, peer: str) -> Wait:
     """A session that takes no more requests, and why its first one cannot begin."""
-    operation = f"{len(session.backlog)} requests not begun"
     since_ns, volume = session.stalled_ns, session.volume.name
-    resource: Waitlist | None = None
-    if session.outgoing.exclusive:
-        waits_for = ended_by = "the long READ before them"
-    elif session.in_flight.full:
-        waits_for = ended_by = "the requests in flight before them"
-    else:
-        resource = _LIST_OF[session.writes.obstacle](session)
-        return Wait(operation, resource.name, since_ns, volume, peer, resource=resource, ended_by=resource.ended_by)
-    return Wait(operation, waits_for, since_ns, volume, peer, ended_by=(ended_by,))
+    held = (Hold(None, None, len(session.backlog), "requests not begun"),)
+    if session.outgoing.exclusive or session.in_flight.full:
+        own = "the long READ before it" if session.outgoing.exclusive else "the requests in flight before it"
+        # That is as it should be, if these wait as they should.
+        meant = session.outgoing.blocked or session.in_flight.waits_as_meant
+        return Wait("backlog", own, since_ns, volume, peer, ended_by=(own,), held=held, meant=meant)
+    room = _LIST_OF[session.writes.obstacle](session)
+    return Wait("backlog", room.name, since_ns, volume, peer, resource=room, ended_by=room.ended_by, held=held)
 
 
 _LIST_OF: dict[int, Callable[[Session], Waitlist]] = {

@@ -53,7 +53,8 @@ class Watchdog:
             waited_ns = now_ns - wait.since_ns
             if waited_ns < STALL_NS:
                 break
-            key = (wait.name, wait.waits_for, wait.since_ns)
+            # Without the words for what is waited for: with I/O they change while nothing gets on.
+            key = (wait.name, wait.resource.name if wait.resource is not None else "", wait.since_ns)
             if key in due:
                 continue  # one line for many that wait for the same
             due[key] = self._due.get(key, STALL_NS)

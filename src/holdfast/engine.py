@@ -47,8 +47,11 @@ from holdfast.volume.reserve import Reserve
 from holdfast.volume.volume import Volume
 from holdfast.volume.volumes import Answer, Volumes
 from holdfast.volume.write import Writer
+from holdfast.work.order import WaitOrder
 from holdfast.work.task import Scheduler, Waitlist, Work, guarded
-from holdfast.writeback.flusher import Flusher
+from holdfast.work.waits import DISK, Wait, Waits
+from holdfast.work.watchdog import Watchdog
+from holdfast.writeback.flusher import FLUSHER, Flusher
 from holdfast.writeback.log import Log, Room
 from holdfast.writeback.owners import owned_blocks
 from holdfast.writeback.ring import Ring
@@ -61,16 +64,21 @@ CHECKPOINT_LOG_BYTES = 1 * GIB
 # written through.
 PREPARED_AHEAD = 4
 HOST_FULL_RETRY_NS = 2_000_000_000
+# Those who end waits and are no tasks.
+PREPARATION = "the preparation of segments"
+CLOCK = "the clock"
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """pages_per_turn: how many pages of the map a checkpoint appends before clients have a turn"""
+    """pages_per_turn: how many pages of the map a checkpoint appends before clients have a turn
+    verify: check at each wait that it is entered in order (`work.order`); for tests and the simulator"""
 
     memory: MemoryPlan
     preallocate: bool = False
     pages_per_turn: int = 64
     budget: Callable[[str, int], Budget] = Budget  # makes the budgets, each from its name and limit
+    verify: bool = False
 
 
 class Engine:
@@ -98,15 +106,12 @@ class Engine:
         self.opened = False
         self.closing = False
         self.read_buffers = options.budget("read buffers", options.memory.read_buffer_bytes)
-        self.scheduler = Scheduler(disk)
-        self.ring_room = Waitlist(self.scheduler, "room in the ring")
-        self.segment_room = Waitlist(self.scheduler, "a free segment")
-        self.page_room = Waitlist(self.scheduler, "a page of map memory")
-        self.clean_room = Waitlist(self.scheduler, "fewer dirty pages of the map")
-        self.buffer_room = Waitlist(self.scheduler, "a read buffer")
-        self.next_turn = Waitlist(self.scheduler, "the next turn")
-        self.next_tick = Waitlist(self.scheduler, "the next tick")
-        self.checkpoint_end = Waitlist(self.scheduler, "the end of a checkpoint")
+        self.scheduler = Scheduler(disk, WaitOrder() if options.verify else None)
+        self.scheduler.now_ns = clock.now_ns()
+        self._make_waitlists()
+        self._preparing: dict[int, int] = {}  # segments whose files are being made, since when
+        self.waits = Waits(self.scheduler)
+        self._watchdog = Watchdog(self.waits, alarm=self.complain, note=log_output.info)
         self.on_released: Callable[[], None] = lambda: None  # the sessions' chance to go on
 
         shift = superblock.segment_blocks.bit_length() - 1
@@ -117,6 +122,7 @@ class Engine:
         self.space.on_unpinned = self._segment_unpinned
         self.log = Log(ring, self.space, tag=superblock.tag, epoch=epoch)
         self.flusher = Flusher(self.log, disk, released=self._released, failed=self._write_back_failed)
+        self.waits.sources += [self.flusher.waits, self._waits_of_preparation]
         self.cache = pages
         blocks = BlockReader(self.log, self.space, disk)
         self.table = PageTable(pages, blocks, self.scheduler, self.page_room)
@@ -140,7 +146,7 @@ class Engine:
             ring_room=self.ring_room,
             segment_room=self.segment_room,
             next_turn=self.next_turn,
-            next_tick=self.next_tick,
+            full_wait=self.full_wait,
             now_ns=clock.now_ns,
         )
         self.checkpointer = Checkpointer(
@@ -179,6 +185,25 @@ class Engine:
             min(CHECKPOINT_LOG_BYTES, superblock.capacity_segments * superblock.segment_blocks * BLOCK_SIZE_BYTES // 4)
             >> BLOCK_SHIFT
         )
+
+    def _make_waitlists(self) -> None:
+        """What can be waited for, and who ends it: docs/waits.md argues that no cycle comes of it."""
+
+        def waitlist(
+            name: str, *ended_by: str | Waitlist, held_as: str = "", meant: bool = False, passing: bool = False
+        ) -> Waitlist:
+            return Waitlist(self.scheduler, name, ended_by=ended_by, held_as=held_as, meant=meant, passing=passing)
+
+        self.checkpoint_end = waitlist("the end of a checkpoint", held_as="the checkpoint")
+        self.ring_room = waitlist("room in the ring", FLUSHER)
+        self.segment_room = waitlist("a free segment", PREPARATION, self.checkpoint_end)
+        self.metadata_room = waitlist("a segment held back for metadata", PREPARATION, "reads of segments to be freed")
+        self.page_room = waitlist("a page of map memory", self.checkpoint_end, held_as="pages of map memory")
+        self.clean_room = waitlist("fewer dirty pages of the map", self.checkpoint_end)
+        self.buffer_room = waitlist("a read buffer", held_as="bytes of read buffers")
+        self.next_turn = waitlist("the next turn", "the engine", passing=True)
+        self.next_tick = waitlist("another try, with the next tick", CLOCK)
+        self.full_wait = waitlist("space, as long as --on-full says", CLOCK, "whoever trims", meant=True)
 
     # ---- life
 
@@ -273,11 +298,13 @@ class Engine:
 
     def tick(self) -> None:
         """Some times a second."""
-        now_ns = self.clock.now_ns()
+        now_ns = self.scheduler.now_ns = self.clock.now_ns()
         self._maintenance_wanted = True
         self.complaints.tick()
-        self.flusher.tick()
+        self.flusher.tick(now_ns)
+        self._watchdog.tick(now_ns)
         self.next_tick.wake()
+        self.full_wait.wake()
         # A budget may have refused although nobody holds anything that will be released.
         self.page_room.wake()
         self.clean_room.wake()
@@ -330,16 +357,19 @@ class Engine:
     def _checkpoint(self, *, clean: bool, epoch: int | None = None, both_slots: bool = False) -> Work:
         self._checkpoint_running = True
         self._checkpoint_position = self.log.position
+        held = self.scheduler.hold(self.checkpoint_end)
         try:
             yield from self.checkpointer.write(clean=clean, next_volume_id=self.volumes.next_id, epoch=epoch)
             if both_slots:
                 yield from self.checkpointer.write_superblock(_next_sequence(self.checkpointer.superblock))
         finally:
+            held.release()
             self._checkpoint_running = False
             self._maintenance_wanted = True
             self.checkpoint_end.wake()
         self.page_room.wake()
         self.segment_room.wake()
+        self.metadata_room.wake()
         self._released()
 
     def _checkpoint_error(self, what: str, errno: int) -> None:
@@ -361,10 +391,12 @@ class Engine:
     def _prepare_segment(self) -> None:
         segment = self.space.take_absent()
         if segment is not None:
+            self._preparing[segment] = self.scheduler.now_ns
             length = self.log.segment_blocks << BLOCK_SHIFT
             self.disk.start(Io(PREPARE, segment, length=length, done=self._segment_prepared))
 
     def _segment_prepared(self, io: Io) -> None:
+        del self._preparing[io.file]
         if io.result < 0:
             if not self.space.host_full:
                 resource = resource_of(-io.result)
@@ -381,6 +413,7 @@ class Engine:
             self.space.prepared(io.file)
         self._maintenance_wanted = True
         self.segment_room.wake()
+        self.metadata_room.wake()
         self.on_released()
 
     def complain(self, text: str) -> None:
@@ -388,6 +421,7 @@ class Engine:
 
     def _segment_unpinned(self) -> None:
         self.segment_room.wake()
+        self.metadata_room.wake()
         self.on_released()
 
     # ---- waiting
@@ -395,7 +429,7 @@ class Engine:
     def until_durable(self) -> Work:
         """Until everything appended so far is durable, however often that has to be tried (a task's work)."""
         while True:
-            arrived = Waitlist(self.scheduler, "durability")
+            arrived = Waitlist(self.scheduler, "durability", ended_by=(FLUSHER,))
             outcome: list[int] = []
 
             def heard(errno: int, arrived: Waitlist = arrived, outcome: list[int] = outcome) -> None:
@@ -432,7 +466,13 @@ class Engine:
                     ACTIONS[Resource.POOL_SPACE],
                     extra=log_fields(Resource.POOL_SPACE),
                 )
-            yield self.segment_room
+            yield self.metadata_room
+
+    def _waits_of_preparation(self) -> list[Wait]:
+        return [
+            Wait(PREPARATION, f"{DISK}: preparation of segment {segment:08x}", since_ns, ended_by=(DISK,))
+            for segment, since_ns in self._preparing.items()
+        ]
 
     def _wait_for_turn(self) -> Work:
         self.page_room.wake()

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
 
-from holdfast.control.api import ChangeVolume, CreateVolume, PoolStatus, Statistics, VolumeInfo, VolumeRemoved
+from holdfast.control.api import ChangeVolume, CreateVolume, PoolStatus, Statistics, VolumeInfo, VolumeRemoved, WaitList
 from holdfast.control.http import MetricsConnection
 from holdfast.engine import Engine
 from holdfast.errors import DiskError, HoldfastError, RequestError, Resource, log_fields
@@ -27,7 +27,7 @@ from holdfast.serving.clients import Clients
 from holdfast.serving.control_connection import ControlSocket
 from holdfast.serving.metrics import PoolMetrics
 from holdfast.serving.pool import PoolOptions, ServedPool
-from holdfast.serving.status import pool_status, statistics, volume_info
+from holdfast.serving.status import pool_status, statistics, volume_info, wait_list
 from holdfast.units import BLOCK_SHIFT, format_size
 from holdfast.volume.volume import Volume
 
@@ -270,6 +270,9 @@ class Server:
     def metrics(self, *, age_ns_max: int = 0) -> bytes:
         assert self._metrics is not None, "nobody can ask before there is somewhere to connect to"
         return self._metrics.text(age_ns_max=age_ns_max)
+
+    def waits(self) -> WaitList:
+        return wait_list(self.engine)
 
     def volumes(self) -> list[VolumeInfo]:
         return [volume_info(volume, self.uris(volume.name)) for volume in self.engine.by_name.values()]

@@ -15,6 +15,8 @@ from holdfast.control.api import (
     Statistics,
     VolumeInfo,
     VolumeRemoved,
+    WaitInfo,
+    WaitList,
 )
 from holdfast.errors import HoldfastError, NoSpaceError, NotFoundError, RequestError
 from holdfast.units import TIB
@@ -25,6 +27,8 @@ class FakeService:
 
     def __init__(self, *, hold_replies: bool = False) -> None:
         self.known: dict[str, VolumeInfo] = {}
+        self.waiting: list[WaitInfo] = []
+        self.cycles: list[str] = []
         self.hold_replies = hold_replies
         self.held: list[Callable[[], None]] = []
         self.stopped = False
@@ -64,6 +68,9 @@ class FakeService:
     def metrics(self, *, age_ns_max: int = 0) -> bytes:
         self.asked_age_ns = age_ns_max
         return b"# TYPE holdfast_tasks gauge\nholdfast_tasks 3.0\n"
+
+    def waits(self) -> WaitList:
+        return WaitList(waits=self.waiting, total=len(self.waiting), cycles=self.cycles)
 
     def volumes(self) -> list[VolumeInfo]:
         return list(self.known.values())

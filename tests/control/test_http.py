@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from holdfast.control.api import WaitInfo
 from holdfast.control.http import (
     BODY_BYTES_MAX,
     HEADER_BYTES_MAX,
@@ -58,6 +59,18 @@ def test_statistics_are_numbers_by_name() -> None:
         200,
         {"writes": 12, "write_bytes": 49152, "fill": 0.25},
     )
+
+
+def test_who_waits_for_what_is_told_with_the_cycles() -> None:
+    service = FakeService()
+    service.waiting = [WaitInfo(operation="FLUSH", volume="disk0", since_s=1.5, waits_for="durability")]
+    status, answer = ask(service, request("GET", "/v1/waits"))
+    assert (status, answer["total"], answer["cycles"]) == (200, 1, [])
+    assert answer["waits"] == [
+        {"operation": "FLUSH", "volume": "disk0", "peer": "", "since_s": 1.5, "waits_for": "durability"}
+        | {"held": [], "ended_by": [], "meant": False}
+    ]
+    assert ask(service, request("POST", "/v1/waits"))[0] == 405
 
 
 def test_a_created_volume_is_listed_and_shown() -> None:

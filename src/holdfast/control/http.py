@@ -11,6 +11,7 @@ received, sends what `data_to_send` gives, and closes the socket when `closed` i
     GET    /metrics                        Prometheus metrics, as text
     GET    /v1/pool                        PoolStatus
     GET    /v1/statistics                  {name: number}
+    GET    /v1/waits                       WaitList
     GET    /v1/volumes                     VolumeList
     POST   /v1/volumes                     CreateVolume -> VolumeInfo, 201
     GET    /v1/volumes/NAME                VolumeInfo
@@ -75,6 +76,7 @@ _METHODS = {
     METRICS_PATH: "GET",
     "/v1/pool": "GET",
     "/v1/statistics": "GET",
+    "/v1/waits": "GET",
     _VOLUMES: "GET, POST",
     "/v1/shutdown": "POST",
 }
@@ -218,6 +220,8 @@ class ControlConnection:
                 self._respond(200, service.status())
             case "GET", "/v1/statistics":
                 self._respond(200, service.statistics())
+            case "GET", "/v1/waits":
+                self._respond(200, service.waits())
             case "GET", "/v1/volumes":
                 self._respond(200, VolumeList(volumes=service.volumes()))
             case "POST", "/v1/volumes":

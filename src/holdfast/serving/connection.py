@@ -76,6 +76,7 @@ class Connection:
         self._reader: RequestReader | None = None
         self._stash = b""
         self._unsent = bytearray()
+        self.blocked_ns = 0  # when the client last took something of `_unsent` (to the tick)
         self._counted = 0  # bytes that this connection has in the budget
         self._reading = False
         self._ended = False  # the client sends no more
@@ -121,6 +122,7 @@ class Connection:
             ready=self._session_ready,
             piece_limit=lambda: host.budget.batch_bytes(LARGE_READ_BYTES, READ_PIECE_BYTES),
         )
+        self.session.in_flight.peer = self.peer
         trailing = bytes(handshake.trailing)
         if trailing:
             host.receive_buffer[: len(trailing)] = trailing
@@ -332,6 +334,7 @@ class Connection:
 
     def _block(self) -> None:
         self._count()
+        self.blocked_ns = self.host.engine.scheduler.now_ns
         if self.session is not None:
             self.session.outgoing.blocked = True
         self.host.loop.set_writer(self._fd, self._on_writable)
@@ -348,6 +351,7 @@ class Connection:
             self.close()
             return
         del self._unsent[:sent]
+        self.blocked_ns = self.host.engine.scheduler.now_ns
         self._count()
         if self._unsent:
             return
@@ -366,6 +370,11 @@ class Connection:
     def _is_open(self) -> bool:
         """To be asked again after anything that sends: a failing send closes."""
         return not self.closed
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Replies that its client has not taken."""
+        return len(self._unsent)
 
     @property
     def stalled(self) -> bool:

@@ -18,10 +18,11 @@ from typing import Any
 from holdfast.engine import Engine
 from holdfast.errors import HoldfastError, resource_of
 from holdfast.nbd.protocol import CMD_FLAG_FUA
+from holdfast.runtime.ports import Io
 from holdfast.serving.outgoing import Outgoing
 from holdfast.units import KIB
 from holdfast.volume.volume import Volume
-from holdfast.work.task import Task, Work
+from holdfast.work.task import Hold, Task, Waitlist, Work
 
 REQUESTS_IN_FLIGHT_MAX = 128
 BYTES_IN_FLIGHT_MAX = 512 * KIB
@@ -38,12 +39,23 @@ class InFlight:
         self._volume = volume  # I
         self._outgoing = outgoing  # I
         self._go_on = go_on  # I
+        self.peer = ""  # L: the client, for people; the connection sets it
+        self.cold_reads: dict[Io, int] = {}  # L: reads under way without a task, since when (to the tick)
         self._tasks: dict[Task, None] = {}  # L
+
+    @property
+    def volume_name(self) -> str:
+        return self._volume.name
 
     @property
     def full(self) -> bool:
         """True if the session must wait before it begins another request."""
         return self.count >= REQUESTS_IN_FLIGHT_MAX or self.payload_bytes > BYTES_IN_FLIGHT_MAX
+
+    @property
+    def waits_as_meant(self) -> bool:
+        """True if one of its tasks waits for the client, or for space as the volume's owner wants it."""
+        return any(isinstance(task.waits_for, Waitlist) and task.waits_for.meant for task in self._tasks)
 
     def close(self) -> None:
         """The client is gone: what was begun and did not finish is cancelled."""
@@ -56,10 +68,11 @@ class InFlight:
 
     def begin_flush(self, cookie: int) -> None:
         self.count += 1
-        self._engine.flusher.when_durable(lambda errno: self._flushed(cookie, errno))
+        self._engine.flusher.when_durable(lambda errno: self._flushed(cookie, errno), "FLUSH", self)
 
-    def spawn(self, work: Work, finished: Callable[[Any], None]) -> None:
-        """Begin a request as a task. Its outcome goes to `finished`, which sees to it that the request ends."""
+    def spawn(self, work: Work, operation: str, finished: Callable[[Any], None], *, payload_bytes: int = 0) -> None:
+        """Begin a request as a task. Its outcome goes to `finished`, which sees to it that the request ends.
+        `payload_bytes`: of it that the task has a copy of."""
         self.count += 1
         holder: list[Task] = []
 
@@ -69,14 +82,16 @@ class InFlight:
             if not self.closed:
                 finished(outcome)
 
-        task = self._engine.scheduler.spawn(work, self._volume.name, ended)
+        task = self._engine.scheduler.spawn(work, operation, ended, self)
         if task in self._engine.scheduler.tasks:
+            if payload_bytes:
+                Hold(task, None, payload_bytes, "bytes of payload")  # nobody else waits for it; until the task's end
             holder.append(task)
             self._tasks[task] = None
 
-    def spawn_change(self, work: Work, cookie: int, flags: int) -> None:
+    def spawn_change(self, work: Work, operation: str, cookie: int, flags: int) -> None:
         """Begin work of the engine that sends no data; how it ends is answered to `cookie`."""
-        self.spawn(self.checked(work), lambda errno: self.changed(cookie, flags, errno))
+        self.spawn(self.checked(work), operation, lambda errno: self.changed(cookie, flags, errno))
 
     def checked(self, work: Work, first: Callable[[], bool] = lambda: True) -> Work:
         """Run work of the engine; returns 0 or the errno of the HoldfastError that it ends with. `first`: asked whether
@@ -94,7 +109,7 @@ class InFlight:
     def changed(self, cookie: int, flags: int, errno: int) -> None:
         """A change has been made, or not; with FUA it is answered once it is durable."""
         if errno == 0 and flags & CMD_FLAG_FUA:
-            self._engine.flusher.when_durable(lambda outcome: self._flushed(cookie, outcome))
+            self._engine.flusher.when_durable(lambda outcome: self._flushed(cookie, outcome), "FUA", self)
         else:
             self.answer(cookie, errno)
 

@@ -78,6 +78,7 @@ class Session:
         self.at = 0  # L: where the replies in `out` end
         self.disconnect_requested = False  # L
         self.backlog: deque[Request] = deque()  # L
+        self.stalled_ns = 0  # L: when the backlog last got on (to the tick)
         self.outgoing = Outgoing(  # I
             engine.scheduler, engine.log, structured=negotiated.structured, transmit=transmit, ready=ready
         )
@@ -181,6 +182,7 @@ class Session:
                 if waiting is not None:
                     self.backlog.append(_kept(waiting))
                 self.backlog.extend(map(_kept, requests[number + 1 :]))
+                self.stalled_ns = self.engine.scheduler.now_ns
                 self.engine.log.publish()
                 return
             at = self.at
@@ -198,6 +200,7 @@ class Session:
             if waiting is not None:
                 self.backlog.appendleft(waiting)
                 break
+            self.stalled_ns = self.engine.scheduler.now_ns
         self.engine.log.publish()  # what was answered here is sent before the next turn ends
 
     # ---- what takes longer
@@ -227,11 +230,12 @@ class Session:
         elif command == CMD_READ:
             self.reads.begin(cookie, flags, offset, length)
         elif command == CMD_TRIM:
-            self.in_flight.spawn_change(self.engine.writer.trim(self.volume, offset, length), cookie, flags)
+            self.in_flight.spawn_change(self.engine.writer.trim(self.volume, offset, length), "TRIM", cookie, flags)
         elif command == CMD_WRITE_ZEROES:
             self._begin_zeroes(cookie, flags, offset, length)
         elif command == CMD_CACHE:
-            self.in_flight.spawn_change(self.engine.reader.prefetch(self.volume, offset, length), cookie, flags)
+            work = self.engine.reader.prefetch(self.volume, offset, length)
+            self.in_flight.spawn_change(work, "CACHE", cookie, flags)
         else:
             assert command == CMD_BLOCK_STATUS, command
             self.reads.begin_block_status(cookie, flags, offset, length)
@@ -243,7 +247,7 @@ class Session:
             self.outgoing.error(cookie, ENOTSUP, chunk=False)  # zeroes that must be allocated are as slow as writes
             return
         work = self.engine.writer.zero(self.volume, offset, length, allocate=allocate)
-        self.in_flight.spawn_change(work, cookie, flags)
+        self.in_flight.spawn_change(work, "WRITE_ZEROES", cookie, flags)
 
     def _go_on(self) -> None:
         """Something in flight has ended: what waited for that may go on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from holdfast.control.api import (
+    WAITS_MAX,
     CheckpointInfo,
     DamagedRange,
     MemoryUse,
@@ -12,7 +13,10 @@ from holdfast.control.api import (
     SegmentCounts,
     Statistics,
     VolumeInfo,
+    WaitInfo,
+    WaitList,
 )
+from holdfast.engine import Engine
 from holdfast.pool.superblock import FORMAT_VERSION
 from holdfast.runtime.fault import FAULT_POINTS
 from holdfast.runtime.host import resident_bytes
@@ -100,3 +104,26 @@ def statistics(pool: ServedPool) -> Statistics:
         **{f"faults_{point}": pool.faults.struck[point] for point in FAULT_POINTS if pool.faults.watches(point)},
         "read_buffer_bytes_left": engine.read_buffers.limit_bytes - engine.read_buffers.used_bytes,
     }
+
+
+def wait_list(engine: Engine) -> WaitList:
+    picture = engine.waits.picture()
+    waiting = picture.waiting
+    now_ns = engine.clock.now_ns()
+    return WaitList(
+        waits=[
+            WaitInfo(
+                operation=wait.operation,
+                volume=wait.volume,
+                peer=wait.peer,
+                since_s=(now_ns - wait.since_ns) / 1e9,
+                waits_for=wait.waits_for,
+                held=[str(hold) for hold in wait.held],
+                ended_by=picture.ended_by(wait),
+                meant=wait.meant,
+            )
+            for wait in waiting[:WAITS_MAX]
+        ],
+        total=len(waiting),
+        cycles=picture.cycles(),
+    )

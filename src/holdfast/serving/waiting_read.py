@@ -71,10 +71,10 @@ class WaitingReads:
     # ---- beginning
 
     def begin(self, cookie: int, flags: int, offset: int, length: int) -> None:
-        self.in_flight.spawn(self._read(cookie, flags, offset, length), self.in_flight.end)
+        self.in_flight.spawn(self._read(cookie, flags, offset, length), "READ", self.in_flight.end)
 
     def begin_block_status(self, cookie: int, flags: int, offset: int, length: int) -> None:
-        self.in_flight.spawn(self._block_status(cookie, flags, offset, length), self.in_flight.end)
+        self.in_flight.spawn(self._block_status(cookie, flags, offset, length), "BLOCK_STATUS", self.in_flight.end)
 
     def begin_cold(self, cookie: int, offset: int, length: int) -> bool:
         """Begin a small read whose blocks lie in one piece on the disk: the usual case of a read that has to wait,
@@ -92,8 +92,10 @@ class WaitingReads:
         io, entries = found
         engine.space.pin(io.file)
         in_flight.count += 1
+        in_flight.cold_reads[io] = engine.scheduler.now_ns
 
         def read(io: Io) -> None:
+            del in_flight.cold_reads[io]
             engine.space.unpin(io.file)
             self._release(length)
             if in_flight.closed:
@@ -162,6 +164,7 @@ class WaitingReads:
                 yield engine.buffer_room
                 continue
             kept = False
+            held = engine.scheduler.hold(engine.buffer_room, count)
             try:
                 buffer = memoryview(bytearray(count))
                 yield from engine.reader.read(self.volume, offset, buffer)
@@ -170,6 +173,7 @@ class WaitingReads:
                 engine.complaints.answer(error, self.volume.name)
                 return memoryview(b""), error.errno, error.offset
             finally:
+                held.release()
                 if not kept:
                     self._release(count)
             if kept:

@@ -47,6 +47,7 @@ class WaitingWrites:
         self.volume = volume  # I
         self.in_flight = in_flight  # I
         self.pieces: PiecedWrite | None = None  # L: the WRITE whose last piece has not come yet
+        self.obstacle: int = Obstacle.NONE  # L: why the session stands still, if it does for a write's sake
 
     def begin(self, request: Request) -> Request | None:
         """Begin a WRITE or a piece of one. If the session must wait, what is left of it comes back, to be begun
@@ -58,6 +59,7 @@ class WaitingWrites:
             blocks, obstacle = self.engine.writer.write_run(self.volume, offset >> BLOCK_SHIFT, payload[:whole])
             done = blocks << BLOCK_SHIFT
             if obstacle in _STALLING:
+                self.obstacle = obstacle
                 return command, flags, cookie, offset + done, len(payload) - done, payload[done:]
         pieces = self._take_part(command, flags)
         if done < len(payload):
@@ -98,7 +100,8 @@ class WaitingWrites:
         if pieces is not None:
             pieces.pending += 1
         work = self.engine.writer.write(self.volume, offset, rest)
-        in_flight.spawn(in_flight.checked(work, lambda: pieces is None or not pieces.errno), finished)
+        checked = in_flight.checked(work, lambda: pieces is None or not pieces.errno)
+        in_flight.spawn(checked, "WRITE", finished, payload_bytes=len(rest))
 
     def _piece_ended(self, cookie: int, pieces: PiecedWrite) -> None:
         if pieces.last_seen and not pieces.pending:

@@ -57,7 +57,7 @@ class Writer:
         ring_room: Waitlist,
         segment_room: Waitlist,
         next_turn: Waitlist,
-        next_tick: Waitlist,
+        full_wait: Waitlist,
         now_ns: Callable[[], int],
     ) -> None:
         self.cache = cache
@@ -68,7 +68,7 @@ class Writer:
         self.ring_room = ring_room
         self.segment_room = segment_room
         self.next_turn = next_turn
-        self.next_tick = next_tick
+        self.full_wait = full_wait
         self._now_ns = now_ns
         self._slot_of = cache.slot_of
         self._stamp = cache.stamp
@@ -181,7 +181,7 @@ class Writer:
         elif obstacle == Obstacle.NO_SEGMENT:
             yield self.segment_room
         elif patience is not None and patience.is_left():
-            yield self.next_tick
+            yield self.full_wait
         elif obstacle == Obstacle.OVER_QUOTA:
             raise NoSpaceError(
                 f"its quota of {format_size(volume.quota_bytes)} is used up; trim it, or `holdfast volume set --quota`",

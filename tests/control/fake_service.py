@@ -17,6 +17,8 @@ from holdfast.control.api import (
     Statistics,
     VolumeInfo,
     VolumeRemoved,
+    WaitInfo,
+    WaitList,
 )
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
 from holdfast.errors import HoldfastError, NoSpaceError, NotFoundError, RequestError
@@ -29,9 +31,12 @@ class FakeService:
     def __init__(self, *, hold_replies: bool = False) -> None:
         self.known: dict[str, VolumeInfo] = {}
         self.known_groups = {"default": GroupInfo(name="default", id=0)}
+        self.waiting: list[WaitInfo] = []
+        self.cycles: list[str] = []
         self.hold_replies = hold_replies
         self.held: list[Callable[[], None]] = []
         self.stopped = False
+        self.asked_age_ns = -1
         self.uri = "nbd+unix:///{name}?socket=/pool/nbd.sock"
 
     def add(self, name: str, size_bytes: int, *, connections: int = 0, uris: list[str] | None = None) -> VolumeInfo:
@@ -63,6 +68,13 @@ class FakeService:
 
     def statistics(self) -> Statistics:
         return {"writes": 12, "write_bytes": 49152, "fill": 0.25}
+
+    def metrics(self, *, age_ns_max: int = 0) -> bytes:
+        self.asked_age_ns = age_ns_max
+        return b"# TYPE holdfast_tasks gauge\nholdfast_tasks 3.0\n"
+
+    def waits(self) -> WaitList:
+        return WaitList(waits=self.waiting, total=len(self.waiting), cycles=self.cycles)
 
     def volumes(self) -> list[VolumeInfo]:
         return list(self.known.values())

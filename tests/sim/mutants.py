@@ -533,7 +533,8 @@ VOLUMES = [
         "who waits for a segment is not woken when one has been prepared",
         "P5",
         "holdfast.engine",
-        "        self._maintenance_wanted = True\n        self.segment_room.wake()\n        self.on_released()",
+        "        self._maintenance_wanted = True\n        self.segment_room.wake()\n        self.metadata_room.wake()\n"
+        "        self.on_released()",
         "        self._maintenance_wanted = True\n        self.on_released()",
     ),
     Mutant(

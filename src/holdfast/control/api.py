@@ -37,6 +37,7 @@ from holdfast.units import BLOCK_SIZE_BYTES, VOLUME_SIZE_BYTES_MAX, format_size
 
 VOLUME_NAME_LENGTH_MAX = 255
 WAIT_S_MAX = 24 * 3600
+WAITS_MAX = 1000  # in one answer; clients can make ten thousands
 
 # The names travel in NBD export names, URLs, command lines and file names.  Letters, digits and these three signs need
 # no quoting in any of them; a leading dot would hide, a leading dash would read as an option.
@@ -219,6 +220,27 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     listening: list[str] = field(default_factory=list)
 
 
+class WaitInfo(Struct, frozen=True, kw_only=True):
+    """An operation, or a part of the engine, that waits."""
+
+    operation: str
+    volume: str = ""  # none: it is the pool's own
+    peer: str = ""  # the client that asked for it
+    since_s: float = 0.0  # how long it has waited, to a quarter of a second
+    waits_for: str
+    held: list[str] = field(default_factory=list)  # what it has meanwhile
+    ended_by: list[str] = field(default_factory=list)  # who can end the wait
+    meant: bool = False  # it waits for a client, or because the volume's owner wants it so
+
+
+class WaitList(Struct, frozen=True, kw_only=True):
+    """The longest waits first, at most `WAITS_MAX` of `total`. `cycles`: a sentence each; there should never be one."""
+
+    waits: list[WaitInfo] = field(default_factory=list)
+    total: int = 0
+    cycles: list[str] = field(default_factory=list)
+
+
 Statistics: TypeAlias = dict[str, int | float]
 Answer: TypeAlias = VolumeInfo | VolumeRemoved | GroupInfo | GroupRemoved
 
@@ -287,6 +309,12 @@ class Service(Protocol):
     def status(self) -> PoolStatus: ...
 
     def statistics(self) -> Statistics: ...
+
+    def metrics(self, *, age_ns_max: int = 0) -> bytes:
+        """In the text format of Prometheus; of now, or at most so old."""
+        ...
+
+    def waits(self) -> WaitList: ...
 
     def volumes(self) -> list[VolumeInfo]: ...
 

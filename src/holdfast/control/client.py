@@ -30,6 +30,7 @@ from holdfast.control.api import (
     VolumeInfo,
     VolumeList,
     VolumeRemoved,
+    WaitList,
     rebuild_error,
 )
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupList, GroupRemoved
@@ -113,6 +114,9 @@ class ControlClient:
 
     def statistics(self) -> Statistics:
         return self._ask("GET", "/v1/statistics", dict[str, int | float])
+
+    def waits(self) -> WaitList:
+        return self._ask("GET", "/v1/waits", WaitList)
 
     def volumes(self) -> list[VolumeInfo]:
         return self._ask("GET", "/v1/volumes", VolumeList).volumes

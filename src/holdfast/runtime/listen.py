@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from holdfast.errors import RequestError
+from holdfast.errors import ACTIONS, RequestError, Resource, log_fields
 from holdfast.runtime.host import cgroup_of
 from holdfast.runtime.loop import EventLoop, Timer
 from holdfast.runtime.ports import Peer
@@ -149,8 +149,15 @@ class Listener:
     def _pause_accepting(self, error: OSError) -> None:
         if not self._exhausted:
             self._exhausted = True
+            no_descriptor = error.errno in (errno.EMFILE, errno.ENFILE)
+            resource = Resource.DESCRIPTORS if no_descriptor else Resource.CONNECTIONS
             _log.warning(
-                "cannot accept on %s: %s; connections wait until descriptors are free", self.address, error.strerror
+                "cannot accept on %s: %s; connections wait until %s; %s",
+                self.address,
+                error.strerror,
+                "descriptors are free" if no_descriptor else "the kernel has memory for another",
+                ACTIONS[resource],
+                extra=log_fields(resource, errno=error.errno),
             )
         self._loop.remove_reader(self._socket.fileno())
         self._pause = self._loop.call_later(_ACCEPT_PAUSE_NS, self._resume)

@@ -19,6 +19,7 @@ from holdfast.serving.connection import (
     Connection,
 )
 from holdfast.serving.waiting_read import READ_PIECE_BYTES
+from holdfast.serving.waits import waits_of
 from holdfast.units import KIB
 from holdfast.volume.volume import Volume
 
@@ -53,6 +54,7 @@ class Clients:
         self._with_answers: list[Connection] = []  # L
         self._released = False  # L
         engine.on_released = self._note_released
+        engine.waits.sources.append(lambda: [wait for one in self.connections for wait in waits_of(one)])
 
     def accept(self, sock: Socket, peer: Peer) -> Connection:
         connection = Connection(self, sock, peer)

@@ -12,6 +12,7 @@ import logging
 from typing import Protocol
 
 from holdfast.engine import Engine
+from holdfast.errors import log_fields
 from holdfast.memory.context import CONTROL
 from holdfast.memory.group import Group, Kind
 from holdfast.memory.policy import refused
@@ -70,6 +71,7 @@ class Connection:
         self._reader: RequestReader | None = None
         self._stash = b""
         self._unsent = bytearray()
+        self.blocked_ns = 0  # when the client last took something of `_unsent` (to the tick)
         self._payer = host.payer_of(peer)  # None: the volume's group
         self.group = self._payer or host.engine.accounts.system  # pays for what is kept
         self._counted = 0  # bytes that this connection has charged to it
@@ -91,7 +93,7 @@ class Connection:
         refuser = group.try_charge(Kind.STATE, CONNECTION_STATE_BYTES, CONTROL)
         if refuser is not None:
             error = refused(refuser, Kind.STATE, CONNECTION_STATE_BYTES)
-            self.host.engine.complain(f"{self.peer}: hung up on: {error}")
+            self.host.engine.complaints.say(f"{self.peer}: hung up on: {error}", log_fields(error.resource))
         return refuser is None
 
     # ---- handshake
@@ -140,6 +142,7 @@ class Connection:
             payer=self._payer,
             piece_limit=self._piece_limit,
         )
+        self.session.in_flight.peer = str(self.peer)
         trailing = bytes(handshake.trailing)
         if trailing:
             host.receive_buffer[: len(trailing)] = trailing
@@ -395,6 +398,7 @@ class Connection:
 
     def _block(self) -> None:
         self._count()
+        self.blocked_ns = self.host.engine.scheduler.now_ns
         if self.session is not None:
             self.session.outgoing.blocked = True
         self.host.loop.set_writer(self._fd, self._on_writable)
@@ -411,6 +415,7 @@ class Connection:
             self.close()
             return
         del self._unsent[:sent]
+        self.blocked_ns = self.host.engine.scheduler.now_ns
         self._count()
         if self._unsent:
             return
@@ -429,6 +434,11 @@ class Connection:
     def _is_open(self) -> bool:
         """To be asked again after anything that sends: a failing send closes."""
         return not self.closed
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Replies that its client has not taken."""
+        return len(self._unsent)
 
     @property
     def stalled(self) -> bool:

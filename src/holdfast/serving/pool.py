@@ -33,6 +33,9 @@ from holdfast.serving.bring_up import Surroundings, bring_up
 from holdfast.serving.heartbeat import Heartbeat
 from holdfast.units import BLOCK_SHIFT, GIB, format_size
 
+# "1": costly checks at run time are on, as in all tests.
+VERIFY_VARIABLE = "HOLDFAST_VERIFY"
+
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
@@ -100,6 +103,7 @@ class ServedPool:
                 preallocate=options.preallocate,
                 refuses=self._refuses if faults.watches("charge") else None,
                 hand_back=hand_back,
+                verify=os.environ.get(VERIFY_VARIABLE) == "1",
             ),
             new=lambda: new or self._new_superblock(options),
             adjust=lambda superblock: self._grown(superblock, options),

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from errno import ENOTSUP, EPERM
 
 from holdfast.engine import Engine
+from holdfast.errors import Resource
 from holdfast.memory.group import Group
 from holdfast.nbd import replies
 from holdfast.nbd.negotiated import Negotiated
@@ -81,6 +82,7 @@ class Session:
         self.at = 0  # L: where the replies in `out` end
         self.disconnect_requested = False  # L
         self.backlog: deque[Request] = deque()  # L
+        self.stalled_ns = 0  # L: when the backlog last got on (to the tick)
         self.outgoing = Outgoing(  # I
             engine.scheduler, engine.log, structured=negotiated.structured, transmit=transmit, ready=ready
         )
@@ -195,6 +197,7 @@ class Session:
                 if waiting is not None:
                     self.backlog.append(_kept(waiting))
                 self.backlog.extend(map(_kept, requests[number + 1 :]))
+                self.stalled_ns = self.engine.scheduler.now_ns
                 self.engine.log.publish()
                 return
             at = self.at
@@ -213,6 +216,7 @@ class Session:
             if waiting is not None:
                 self.backlog.appendleft(waiting)
                 break
+            self.stalled_ns = self.engine.scheduler.now_ns
         self.engine.log.publish()  # what was answered here is sent before the next turn ends
 
     # ---- what takes longer
@@ -224,6 +228,7 @@ class Session:
         if self.outgoing.exclusive:
             return request
         if command == REJECT:
+            self.engine.complaints.count(length, Resource.REQUEST)
             self.outgoing.error(cookie, length, chunk=offset in (CMD_READ, CMD_BLOCK_STATUS))
             return None
         if command == CMD_DISC:
@@ -241,11 +246,12 @@ class Session:
         elif command == CMD_READ:
             self.reads.begin(cookie, flags, offset, length)
         elif command == CMD_TRIM:
-            self.in_flight.spawn_change(self.engine.writer.trim(self.volume, offset, length), cookie, flags)
+            self.in_flight.spawn_change(self.engine.writer.trim(self.volume, offset, length), "TRIM", cookie, flags)
         elif command == CMD_WRITE_ZEROES:
             self._begin_zeroes(cookie, flags, offset, length)
         elif command == CMD_CACHE:
-            self.in_flight.spawn_change(self.engine.reader.prefetch(self.volume, offset, length), cookie, flags)
+            work = self.engine.reader.prefetch(self.volume, offset, length)
+            self.in_flight.spawn_change(work, "CACHE", cookie, flags)
         else:
             assert command == CMD_BLOCK_STATUS, command
             self.reads.begin_block_status(cookie, flags, offset, length)
@@ -253,7 +259,7 @@ class Session:
 
     def _begin_zeroes(self, cookie: int, flags: int, offset: int, length: int) -> None:
         if self.volume.read_only:
-            self.engine.complain(f"volume {self.volume.name}: {read_only_error(self.volume)}")
+            self.engine.complaints.answer(read_only_error(self.volume), self.volume.name)
             self.outgoing.error(cookie, EPERM, chunk=False)
             return
         allocate = bool(flags & CMD_FLAG_NO_HOLE)
@@ -261,7 +267,7 @@ class Session:
             self.outgoing.error(cookie, ENOTSUP, chunk=False)  # zeroes that must be allocated are as slow as writes
             return
         work = self.engine.writer.zero(self.volume, offset, length, allocate=allocate, payer=self.payer)
-        self.in_flight.spawn_change(work, cookie, flags)
+        self.in_flight.spawn_change(work, "WRITE_ZEROES", cookie, flags)
 
     def _go_on(self) -> None:
         """Something in flight has ended: what waited for that may go on."""

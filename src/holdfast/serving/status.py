@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from holdfast.control.api import (
+    WAITS_MAX,
     CheckpointInfo,
     DamagedRange,
     MemoryUse,
@@ -13,6 +14,8 @@ from holdfast.control.api import (
     SegmentCounts,
     Statistics,
     VolumeInfo,
+    WaitInfo,
+    WaitList,
 )
 from holdfast.control.group_api import GroupInfo
 from holdfast.engine import Engine
@@ -160,3 +163,26 @@ def statistics(pool: ServedPool) -> Statistics:
         "reclaimed_map_bytes": engine.accounts.reclaimer.reclaimed_bytes[Kind.MAP_PAGES],
         "given_back_bytes": engine.accounts.reclaimer.given_back_bytes,
     }
+
+
+def wait_list(engine: Engine) -> WaitList:
+    picture = engine.waits.picture()
+    waiting = picture.waiting
+    now_ns = engine.clock.now_ns()
+    return WaitList(
+        waits=[
+            WaitInfo(
+                operation=wait.operation,
+                volume=wait.volume,
+                peer=wait.peer,
+                since_s=(now_ns - wait.since_ns) / 1e9,
+                waits_for=wait.waits_for,
+                held=[str(hold) for hold in wait.held],
+                ended_by=picture.ended_by(wait),
+                meant=wait.meant,
+            )
+            for wait in waiting[:WAITS_MAX]
+        ],
+        total=len(waiting),
+        cycles=picture.cycles(),
+    )

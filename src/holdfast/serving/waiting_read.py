@@ -74,10 +74,10 @@ class WaitingReads:
     # ---- beginning
 
     def begin(self, cookie: int, flags: int, offset: int, length: int) -> None:
-        self.in_flight.spawn(self._read(cookie, flags, offset, length), self.in_flight.end)
+        self.in_flight.spawn(self._read(cookie, flags, offset, length), "READ", self.in_flight.end)
 
     def begin_block_status(self, cookie: int, flags: int, offset: int, length: int) -> None:
-        self.in_flight.spawn(self._block_status(cookie, flags, offset, length), self.in_flight.end)
+        self.in_flight.spawn(self._block_status(cookie, flags, offset, length), "BLOCK_STATUS", self.in_flight.end)
 
     def begin_cold(self, cookie: int, offset: int, length: int) -> bool:
         """Begin a small read whose blocks lie in one piece on the disk: the usual case of a read that has to wait,
@@ -96,8 +96,10 @@ class WaitingReads:
         io, entries = found
         engine.space.pin(io.file)
         in_flight.count += 1
+        in_flight.cold_reads[io] = engine.scheduler.now_ns
 
         def read(io: Io) -> None:
+            del in_flight.cold_reads[io]
             engine.space.unpin(io.file)
             self._release(payer, length)
             if in_flight.closed:
@@ -171,14 +173,16 @@ class WaitingReads:
                 yield engine.buffer_room
                 continue
             kept = False
+            held = engine.scheduler.hold(engine.buffer_room, count)
             try:
                 buffer = memoryview(bytearray(count))
                 yield from engine.reader.read(self.volume, offset, buffer)
                 kept = not outgoing.blocked
             except ReadError as error:
-                engine.complain(f"volume {self.volume.name}: {error}")
+                engine.complaints.answer(error, self.volume.name)
                 return memoryview(b""), error.errno, error.offset
             finally:
+                held.release()
                 if not kept:
                     self._release(payer, count)
             if kept:
@@ -224,7 +228,7 @@ class WaitingReads:
                 if not outgoing.blocked:
                     break
         except HoldfastError as error:
-            self.engine.complain(f"volume {self.volume.name}: {error}")
+            self.engine.complaints.answer(error, self.volume.name)
             outgoing.error(cookie, error.errno, chunk=True)
             return
         if flags & CMD_FLAG_REQ_ONE:

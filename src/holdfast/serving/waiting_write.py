@@ -51,6 +51,7 @@ class WaitingWrites:
         self.in_flight = in_flight  # I
         self._payer = payer  # I: None: the volume's group
         self.pieces: PiecedWrite | None = None  # L: the WRITE whose last piece has not come yet
+        self.obstacle: int = Obstacle.NONE  # L: why the session stands still, if it does for a write's sake
 
     def begin(self, request: Request) -> Request | None:
         """Begin a WRITE or a piece of one. If the session must wait, what is left of it comes back, to be begun
@@ -65,6 +66,7 @@ class WaitingWrites:
             blocks, obstacle = self.engine.writer.write_run(self.volume, offset >> BLOCK_SHIFT, payload[:whole])
             done = blocks << BLOCK_SHIFT
             if obstacle in _STALLING:
+                self.obstacle = obstacle
                 return command, flags, cookie, offset + done, len(payload) - done, payload[done:]
         pieces = self._take_part(command, flags)
         if done < len(payload):
@@ -79,7 +81,7 @@ class WaitingWrites:
     def _refuse(self, command: int, flags: int, cookie: int) -> None:
         """The volume takes no writes now."""
         volume = self.volume
-        self.engine.complain(f"volume {volume.name}: {read_only_error(volume)}")
+        self.engine.complaints.answer(read_only_error(volume), volume.name)
         pieces = self._take_part(command, flags)
         if pieces is None:
             self.in_flight.count += 1
@@ -116,8 +118,9 @@ class WaitingWrites:
 
         if pieces is not None:
             pieces.pending += 1
-        payer = self._payer or self.volume.group.memory
-        in_flight.spawn(in_flight.checked(self.engine.writer.write(self.volume, offset, rest, payer)), finished)
+        work = self.engine.writer.write(self.volume, offset, rest, self._payer or self.volume.group.memory)
+        checked = in_flight.checked(work, lambda: pieces is None or not pieces.errno)
+        in_flight.spawn(checked, "WRITE", finished, payload_bytes=len(rest))
 
     def _piece_ended(self, cookie: int, pieces: PiecedWrite) -> None:
         if pieces.last_seen and not pieces.pending:

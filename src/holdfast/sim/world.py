@@ -121,7 +121,7 @@ class World:
         )
         brought_up = bring_up(
             around,
-            EngineOptions(self.plan, pages_per_turn=self.config.pages_per_turn, refuses=self._refuses),
+            EngineOptions(self.plan, pages_per_turn=self.config.pages_per_turn, refuses=self._refuses, verify=True),
             new=self._new_superblock,
             adjust=lambda superblock: replace(superblock, capacity_segments=self.config.segments),
         )
@@ -255,8 +255,9 @@ class World:
             if client.waiting and not client.gone
         ]
         flusher = self.engine.flusher
+        cycles = self.engine.waits.picture().cycles()
         return (
-            f"tasks {tasks}, clients {clients}, space {self.engine.space.counts()}, "
+            f"cycles {cycles}, tasks {tasks}, clients {clients}, space {self.engine.space.counts()}, "
             f"disk {'busy' if self.disk.busy else 'idle'}, flusher {'idle' if flusher.idle else 'at work'}, "
             f"durable {flusher.durable}, sealed {self.engine.log.sealed}, position {self.engine.log.position}"
         )

@@ -85,6 +85,7 @@ class PageTable:
             if not slots:
                 yield self.page_room
                 continue
+            held = self._scheduler.hold(self.page_room, len(slots))
             try:
                 while True:
                     place = index >> PAGE_SHIFT * (top - level)
@@ -98,6 +99,7 @@ class PageTable:
                         return parent
                     top -= 1
             finally:
+                held.release()
                 for slot in slots:
                     cache.give_back(slot)
                 # Whoever found every slot taken by pages on their way in: these can be evicted now, or were given
@@ -124,11 +126,13 @@ class PageTable:
         cache.install(slot, key, parent)
 
     def _load(self, entry: int, key: int, slot: int, volume: Volume) -> Work:
-        waiting = self._loading[key] = Waitlist(self._scheduler, f"page {key:#x}")
+        waiting = self._loading[key] = Waitlist(self._scheduler, f"map page {key:#x}", kind="a map page")
+        held = self._scheduler.hold(waiting)
         errno = -1
         try:
             errno = yield from self.reader.read(entry, key, KIND_MAP, self.cache.view(slot))
         finally:
+            held.release()
             del self._loading[key]
             waiting.wake()
         self.pages_read += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from holdfast.errors import ReadOnlyError
+from holdfast.errors import CorruptionError, ReadOnlyError
 from holdfast.memory.group import Group
 from holdfast.pool.block import VOLUME_SHIFT
 from holdfast.pool.tables import VolumeRow
@@ -45,6 +45,13 @@ def read_only_error(volume: Volume) -> ReadOnlyError:
     why = f"write-back failed (errno {volume.write_back_errno})" if volume.write_back_errno else "there was no space"
     return ReadOnlyError(
         f"it takes no writes since {why}; once that is mended, `holdfast volume set --writable` lets it go on"
+    )
+
+
+def loss_error(volume: Volume) -> CorruptionError:
+    return CorruptionError(
+        f"FLUSH fails because accepted data is lost (loss {volume.loss_epoch}): `holdfast volume show` says what, "
+        f"`holdfast volume acknowledge-loss POOL/{volume.name} {volume.loss_epoch}` ends it"
     )
 
 

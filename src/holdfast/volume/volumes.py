@@ -20,7 +20,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from holdfast.errors import DiskError, HoldfastError, NoSpaceError, NotFoundError, RequestError, ShortageError
+from holdfast.errors import (
+    DiskError,
+    HoldfastError,
+    NoSpaceError,
+    NotFoundError,
+    RequestError,
+    ShortageError,
+    log_fields,
+)
 from holdfast.memory.context import CONTROL
 from holdfast.memory.group import Group, Kind
 from holdfast.memory.policy import refused
@@ -252,7 +260,9 @@ class Volumes:
                 break
             except PageDamagedError as error:
                 # What lies below the page cannot be found: it stays counted as live until a repair counts again.
-                log_output.error("%s; the space below it is not freed", error)
+                log_output.error(
+                    "%s; the space below it is not freed", error, extra=log_fields(error.resource, volume=volume.name)
+                )
                 level, index = page_place(error.key)
                 first = (index + 1) << PAGE_SHIFT * (level + 1)
             except (NoSpaceError, DiskError):
@@ -270,4 +280,6 @@ class Volumes:
 
     def _removal_done(self, error: HoldfastError | None) -> None:
         if error is not None:
-            log_output.error("a volume cannot be removed: %s", error)
+            log_output.error(
+                "a volume cannot be removed: %s", error, extra=log_fields(error.resource, errno=error.errno)
+            )

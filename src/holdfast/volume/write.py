@@ -15,7 +15,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from holdfast.errors import CorruptionError, DiskError, NoSpaceError
+from holdfast.errors import CorruptionError, DiskError, NoSpaceError, Resource
 from holdfast.memory.group import Group
 from holdfast.pool.block import (
     ADDRESS_BITS,
@@ -66,9 +66,10 @@ class Writer:
         reader: BlockReader,
         *,
         ring_room: Waitlist,
+        group_room: Waitlist,
         segment_room: Waitlist,
         next_turn: Waitlist,
-        next_tick: Waitlist,
+        full_wait: Waitlist,
         now_ns: Callable[[], int],
     ) -> None:
         self.cache = cache
@@ -77,9 +78,10 @@ class Writer:
         self.log = log
         self.reader = reader
         self.ring_room = ring_room
+        self.group_room = group_room
         self.segment_room = segment_room
         self.next_turn = next_turn
-        self.next_tick = next_tick
+        self.full_wait = full_wait
         self._now_ns = now_ns
         self._slot_of = cache.slot_of
         self._stamp = cache.stamp
@@ -196,15 +198,17 @@ class Writer:
             yield self.pages.clean_room
         elif obstacle == Obstacle.NO_PAGE:
             yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=True)
-        elif obstacle in (Obstacle.RING_FULL, Obstacle.GROUP_FULL):
+        elif obstacle == Obstacle.RING_FULL:
             yield self.ring_room
+        elif obstacle == Obstacle.GROUP_FULL:
+            yield self.group_room
         elif obstacle == Obstacle.NO_SEGMENT:
             yield self.segment_room
         elif patience is not None and patience.is_left():
-            yield self.next_tick
+            yield self.full_wait
         else:
             volume.found_full()
-            raise NoSpaceError(_what_is_full(obstacle, volume))
+            raise _no_space(obstacle, volume, host_full=self.log.space.host_full)
 
     def write(self, volume: Volume, offset: int, payload: memoryview, payer: Group | None = None) -> Work:
         """Write any byte range (a task's work); `payload` must stay as it is until the end. `payer`: the group to which
@@ -353,15 +357,23 @@ class Writer:
         return Obstacle.NONE
 
 
-def _what_is_full(obstacle: int, volume: Volume) -> str:
+def _no_space(obstacle: int, volume: Volume, *, host_full: bool) -> NoSpaceError:
     """The space that is used up, and what to do."""
     if obstacle == Obstacle.OVER_QUOTA:
         quota = format_size(volume.quota_bytes)
-        return f"its quota of {quota} is used up; trim it, or `holdfast volume set --quota`"
+        return NoSpaceError(
+            f"its quota of {quota} is used up; trim it, or `holdfast volume set --quota`", resource=Resource.QUOTA
+        )
     if obstacle == Obstacle.GROUP_OVER_SPACE:
         group = volume.group
-        return (
+        return NoSpaceError(
             f"the space of its group {group.name!r}, {format_size(group.limits.space_bytes)}, is used up; trim or "
-            "remove volumes of the group, or `holdfast group set --space`"
+            "remove volumes of the group, or `holdfast group set --space`",
+            resource=Resource.GROUP_SPACE,
         )
-    return "the pool has no free segment left for client data; trim or remove volumes, or add capacity"
+    if host_full:
+        return NoSpaceError(
+            "the filesystem below the pool has no room for another segment; free some of it",
+            resource=Resource.HOST_FILESYSTEM,
+        )
+    return NoSpaceError("the pool has no free segment left for client data; trim or remove volumes, or add capacity")

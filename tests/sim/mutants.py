@@ -712,6 +712,27 @@ SERVING = [
     ),
 ]
 
+# Against the order of waits: nobody need be stuck for these to be found.
+ORDER_OF_WAITS = [
+    Mutant(
+        "buffer-kept-for-a-client",
+        "a read keeps its buffer until its client takes replies: clients that do not read use up all there are",
+        "P5, A5",
+        "holdfast.serving.waiting_read",
+        "                kept = not outgoing.blocked\n",
+        "                while outgoing.blocked:\n                    yield outgoing.room\n"
+        "                kept = True\n",
+    ),
+    Mutant(
+        "checkpoint-waits-for-checkpoint",
+        "a checkpoint waits for the segments that only a checkpoint frees, not for those held back for it",
+        "P7, A5",
+        "holdfast.engine",
+        "            yield self.metadata_room\n",
+        "            yield self.segment_room\n",
+    ),
+]
+
 # What the simulator found in the engine, planted again: the mends taken back.  Seeds that found them once draw other
 # runs today; that the bug is found is what is kept.
 FOUND_AND_MENDED = [
@@ -843,7 +864,16 @@ FOUND_AND_MENDED = [
     ),
 ]
 
-MUTANTS = [*RING_AND_LOG, *FLUSHER, *RECOVERY, *CHECKPOINT_AND_SPACE, *VOLUMES, *SERVING, *FOUND_AND_MENDED]
+MUTANTS = [
+    *RING_AND_LOG,
+    *FLUSHER,
+    *RECOVERY,
+    *CHECKPOINT_AND_SPACE,
+    *VOLUMES,
+    *SERVING,
+    *ORDER_OF_WAITS,
+    *FOUND_AND_MENDED,
+]
 
 
 # Found, but not within the bound of the others: what they break needs several rare things at once.

@@ -62,10 +62,9 @@ class Screen:
 @click.command(
     name="top",
     cls=ManualCommand,
-    exit_codes={2: "could not run: nobody serves the pool, or its server has ended"},
     examples=[
         ("Watch a pool, until Ctrl-C", "holdfast top ./pool"),
-        ("Why does a disk stand still?", "holdfast top ./pool --waits"),
+        ("See why a disk stands still", "holdfast top ./pool --waits"),
         ("What has waited for more than 10 s, for a script",
          "holdfast top ./pool --waits --json | jq '.waits[] | select(.since_s > 10 and (.meant | not))'"),
     ],

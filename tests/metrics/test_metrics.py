@@ -106,7 +106,14 @@ def test_the_metrics_say_what_the_status_says(server: Server) -> None:
     assert metrics["pool_segments", "sealed"] + metrics["pool_segments", "dying"] == status.segments.sealed
     assert metrics["pool_reserve_segments"] == status.segments.reserved
     assert metrics["memory_budget_bytes"] == status.memory.budget_bytes
-    assert metrics["memory_limit_bytes", "ring"] == status.memory.ring_bytes
+    held_back = sorted(caller.ring_bytes for caller in status.memory.reserved)[-2:]
+    assert metrics["memory_limit_bytes", "ring"] == status.memory.ring_bytes - sum(held_back)
+    assert [metrics["reserve_segments", caller.name] for caller in status.memory.reserved] == [
+        caller.segments for caller in status.memory.reserved
+    ]
+    assert sum(caller.segments for caller in status.memory.reserved) == status.segments.reserved
+    assert metrics["group_mapped_bytes", "default"] == 3 * MIB
+    assert metrics["group_memory_used_bytes", "default", "map pages"] == metrics["memory_used_bytes", "map pages"]
     assert metrics["memory_used_bytes", "map pages"] == status.memory.map_pages * BLOCK_SIZE_BYTES > 0
     assert metrics["dirty_bytes"] == status.dirty_bytes == 0
     assert metrics["log_position_blocks"] == metrics["log_durable_position_blocks"] == status.log_position
@@ -127,7 +134,8 @@ def test_the_metrics_say_what_the_status_says(server: Server) -> None:
 def test_memory_that_is_accounted_for_is_about_what_is_resident(server: Server) -> None:
     metrics = scrape(server)
     base = metrics["memory_base_bytes"]
-    assert metrics["memory_accounted_bytes"] == base + 12 * MIB  # ring and map
+    shared = metrics["memory_accounted_bytes"] - base - 12 * MIB  # beyond the ring and the map
+    assert 2 * MIB < shared < 4 * MIB, "the buffers that all connections share"
     assert base > 10 * MIB
     assert abs(metrics["memory_resident_bytes"] - metrics["memory_accounted_bytes"]) < 8 * MIB
 
@@ -268,5 +276,7 @@ def test_the_page_names_labels_and_alerts_that_exist(server: Server) -> None:
     text = PAGE.read_text()
     exported = {name for name, *_labels in scrape(server).samples} | {
         "holdfast_faults_struck_total", "holdfast_volume_quota_bytes", "holdfast_writeback_failures_total",
+        "holdfast_group_space_limit_bytes", "holdfast_group_memory_minimum_bytes",
+        "holdfast_group_dirty_watermark_bytes", "holdfast_group_memory_limit_bytes",
     }  # fmt: skip
     assert set(re.findall(r"holdfast_\w+", text)) <= exported

@@ -17,8 +17,9 @@ from msgspec import Struct
 from holdfast.cli.command import CommandError, ManualCommand
 from holdfast.cli.locate import POOL, PoolPath, is_pool
 from holdfast.cli.output import format_columns, print_json, shorten
-from holdfast.control.api import PoolStatus, Statistics, VolumeInfo, WaitInfo, WaitList
+from holdfast.control.api import MemoryUse, PoolStatus, Statistics, VolumeInfo, WaitInfo, WaitList
 from holdfast.control.client import ControlClient
+from holdfast.control.group_api import GroupInfo
 from holdfast.units import BLOCK_SIZE_BYTES, format_size
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     pool: PoolStatus
     statistics: Statistics
     volumes: list[VolumeInfo]
+    groups: list[GroupInfo]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,9 @@ def _connect(pool: PoolPath) -> ControlClient:
 
 
 def _look(client: ControlClient) -> Snapshot:
-    return Snapshot(pool=client.status(), statistics=client.statistics(), volumes=client.volumes())
+    return Snapshot(
+        pool=client.status(), statistics=client.statistics(), volumes=client.volumes(), groups=client.groups()
+    )
 
 
 def _pool_of(client: ControlClient, interval_s: float) -> Callable[[], Screen]:
@@ -146,14 +150,16 @@ def pool_screen(look: Snapshot, rate: dict[str, float]) -> Screen:
         f"{title} {format_size(round(value)) if title in amounts else f'{value:.0f}'}/s"
         for title, value in rate.items()
     ]
+    resident = f"{format_size(memory.resident_bytes)} resident, {format_size(memory.accounted_bytes)} accounted for"
     held = f"map pages {memory.map_pages} of {memory.map_pages_max}"
     ring = f"ring {format_size(memory.ring_used_bytes)} of {format_size(memory.ring_bytes)}"
     free = f"{segments.free} free, {segments.reserved} of them held back, {segments.unprepared} to be made"
     lines = [
         ("pool", f"{pool.path}, served by process {pool.pid}, {pool.connections} clients"),
-        ("memory", f"{format_size(memory.resident_bytes)} resident, budget {format_size(memory.budget_bytes)}; {held}"),
+        ("memory", f"{resident}, budget {format_size(memory.budget_bytes)}; {held}; pressure: {memory.pressure}"),
         ("dirty", f"{format_size(pool.dirty_bytes)} not durable yet; {ring}"),
         ("space", f"{format_size(pool.live_bytes)} live of {format_size(pool.capacity_bytes)}; segments: {free}"),
+        ("reserve", _reserve(memory)),
         ("rates", ", ".join(shown) or "-"),
     ]
     volumes = Table(
@@ -172,7 +178,46 @@ def pool_screen(look: Snapshot, rate: dict[str, float]) -> Screen:
         ],
         frozenset({"SIZE", "MAPPED", "QUOTA", "CLIENTS", "DAMAGED", "FAILURES"}),
     )
-    return Screen(lines, [volumes] if look.volumes else [])
+    groups = Table(
+        ("GROUP", "VOLUMES", "MAPPED", "DIRTY", "MEMORY", "THROTTLED", "REFUSED"),
+        [
+            (
+                shorten(group.name),
+                str(len(group.volumes)),
+                _of(group.mapped_bytes, group.space_bytes),
+                _of(group.usage.get("ring", 0), group.dirty_bytes),
+                _of(sum(group.usage.values()), group.memory_bytes),
+                f"{group.throttled_s:.1f}s",
+                str(sum(group.refusals.values())),
+            )
+            for group in look.groups
+        ],
+        frozenset({"VOLUMES", "MAPPED", "DIRTY", "MEMORY", "THROTTLED", "REFUSED"}),
+    )
+    return Screen(lines, [table for table in (groups, volumes) if table.rows])
+
+
+def _of(used_bytes: int, limit_bytes: int) -> str:
+    return f"{format_size(used_bytes)} of {format_size(limit_bytes)}" if limit_bytes else format_size(used_bytes)
+
+
+def _reserve(memory: MemoryUse) -> str:
+    """What is held back for those who must not fail."""
+    parts = [
+        f"{caller.name}: "
+        + ", ".join(
+            filter(
+                None,
+                (
+                    f"{caller.segments} segments" if caller.segments else "",
+                    f"{format_size(caller.ring_bytes)} of the ring" if caller.ring_bytes else "",
+                    f"{format_size(caller.staging_bytes)} of memory" if caller.staging_bytes else "",
+                ),
+            )
+        )
+        for caller in memory.reserved
+    ]
+    return "; ".join(parts) or "-"
 
 
 def waits_screen(found: WaitList) -> Screen:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from errno import errorcode
-from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from holdfast.cli.command import CommandError, LazyGroup, ManualCommand
 from holdfast.cli.locate import (
@@ -17,56 +14,20 @@ from holdfast.cli.locate import (
     VOLUME,
     VOLUME_SIZE,
     PoolPath,
-    SizeType,
-    convert_or_fail,
     open_pool,
 )
 from holdfast.cli.output import print_json, print_table, shorten
-from holdfast.control.api import ChangeVolume, CreateVolume, VolumeInfo, VolumeList, validate_quota, validate_wait
+from holdfast.cli.volume_options import GROUP, ON_ERROR, ON_FULL, QUOTA
+from holdfast.control.api import (
+    ChangeVolume,
+    CreateVolume,
+    OnError,
+    OnFull,
+    VolumeInfo,
+    VolumeList,
+)
 from holdfast.units import format_size
 
-
-class _QuotaType(SizeType):
-    """A size, or `none`: 0."""
-
-    name = "size|none"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if value == "none":
-            return 0
-        return convert_or_fail(self, validate_quota, super().convert(value, param, ctx), param, ctx)
-
-
-_QUOTA = click.option(
-    "--quota", type=_QuotaType(), metavar="SIZE|none",
-    help="How much of the pool it may use: beyond that, writes are answered ENOSPC. Default: as much as there is.",
-)  # fmt: skip
-
-
-class _OnFullType(click.ParamType[int]):
-    """`error`: 0, or `wait:SECONDS`."""
-
-    name = "error|wait:seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        if value == "error":
-            return 0
-        match = re.fullmatch(r"wait:(\d{1,6})", value)
-        if match is None or match[1] == "0":
-            self.fail(f"{value!r} is neither error nor wait:SECONDS, such as wait:30", param, ctx)
-        return convert_or_fail(self, validate_wait, int(match[1]), param, ctx)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(value) for value in ("error", "wait:30") if value.startswith(incomplete)]
-
-
-_ON_FULL = click.option(
-    "--on-full", type=_OnFullType(), metavar="error|wait:SECONDS",
-    help="What a write does where there is no space: it is answered ENOSPC at once, or waits so long for some to "
-    "come free. Default: error.",
-)  # fmt: skip
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
@@ -90,10 +51,20 @@ def command() -> None:
 )
 @click.argument("volume", type=VOLUME, metavar="POOL/NAME")
 @click.argument("size", type=VOLUME_SIZE)
-@_QUOTA
-@_ON_FULL
+@QUOTA
+@ON_FULL
+@ON_ERROR
+@GROUP
 @_JSON
-def create(volume: PoolPath, size: int, quota: int | None, on_full: int | None, as_json: bool) -> None:
+def create(
+    volume: PoolPath,
+    size: int,
+    quota: int | None,
+    on_full: tuple[OnFull, int] | None,
+    on_error: OnError | None,
+    group: str | None,
+    as_json: bool,
+) -> None:
     """Create the volume NAME of SIZE in POOL.
 
     The volume is thin: it takes space as it is written.  A served volume can be used at once.  POOL must exist:
@@ -101,9 +72,16 @@ def create(volume: PoolPath, size: int, quota: int | None, on_full: int | None, 
     """
     assert volume.name is not None
     with open_pool(volume.pool) as service:
-        info = service.create_volume(
-            CreateVolume(name=volume.name, size_bytes=size, quota_bytes=quota or 0, on_full_wait_s=on_full or 0)
+        wanted = CreateVolume(
+            name=volume.name,
+            size_bytes=size,
+            quota_bytes=quota or 0,
+            on_full_wait_s=on_full[1] if on_full else 0,
+            on_full=on_full[0] if on_full else None,
+            on_error=on_error,
+            group=group,
         )
+        info = service.create_volume(wanted)
     if as_json:
         print_json(info)
     else:
@@ -121,24 +99,73 @@ def create(volume: PoolPath, size: int, quota: int | None, on_full: int | None, 
     ],
 )
 @click.argument("volume", type=VOLUME, metavar="POOL/NAME")
-@_QUOTA
-@_ON_FULL
+@QUOTA
+@ON_FULL
+@ON_ERROR
+@GROUP
+@click.option("--writable", is_flag=True, help="Take writes again: what made it read-only is mended.")
 @_JSON
-def set_(volume: PoolPath, quota: int | None, on_full: int | None, as_json: bool) -> None:
+def set_(
+    volume: PoolPath,
+    quota: int | None,
+    on_full: tuple[OnFull, int] | None,
+    on_error: OnError | None,
+    group: str | None,
+    writable: bool,
+    as_json: bool,
+) -> None:
     """Change the volume NAME of POOL, also while it is used.
 
     A quota smaller than what is written takes nothing away: until enough is trimmed, writes to blocks that were never
     written are answered ENOSPC, and all others go on.
     """
     assert volume.name is not None
-    if quota is None and on_full is None:
-        raise CommandError("nothing to change; give --quota SIZE|none or --on-full error|wait:SECONDS")
+    change = ChangeVolume(
+        quota_bytes=quota,
+        on_full_wait_s=on_full[1] if on_full else None,
+        on_full=on_full[0] if on_full else None,
+        on_error=on_error,
+        group=group,
+        writable=writable,
+    )
+    if change == ChangeVolume():
+        raise CommandError("nothing to change; give --quota, --on-full, --on-error, --group or --writable")
     with open_pool(volume.pool) as service:
-        info = service.change_volume(volume.name, ChangeVolume(quota_bytes=quota, on_full_wait_s=on_full))
+        info = service.change_volume(volume.name, change)
     if as_json:
         print_json(info)
     else:
-        click.echo(f"{volume}: {format_size(info.mapped_bytes)} used of {_quota(info)}; when full: {_on_full(info)}")
+        click.echo(
+            f"{volume}: {format_size(info.mapped_bytes)} used of {_quota(info)}; when full: {_on_full(info)}; "
+            f"when write-back fails: {_on_error(info)}; group {info.group}"
+        )
+
+
+@command.command(
+    name="acknowledge-loss",
+    cls=ManualCommand,
+    exit_codes={1: "there is no such loss"},
+    examples=[
+        ("See what is lost, and its number", "holdfast volume show ./pool/disk1"),
+        ("Say that you know", "holdfast volume acknowledge-loss ./pool/disk1 1"),
+    ],
+)
+@click.argument("volume", type=VOLUME, metavar="POOL/NAME")
+@click.argument("loss", type=click.IntRange(1, 65535))
+@_JSON
+def acknowledge_loss(volume: PoolPath, loss: int, as_json: bool) -> None:
+    """Say that you know of the LOSS of the volume NAME of POOL, by its number.
+
+    While accepted data is lost for good, because the medium has damaged it, every FLUSH fails: no client is to believe
+    that all is well.  After this FLUSH succeeds again; what is damaged still answers EIO until it is overwritten.
+    """
+    assert volume.name is not None
+    with open_pool(volume.pool) as service:
+        info = service.acknowledge_loss(volume.name, loss)
+    if as_json:
+        print_json(info)
+    else:
+        click.echo(f"{volume}: loss {loss} is acknowledged; FLUSH succeeds again")
 
 
 @command.command(
@@ -206,6 +233,8 @@ def show(volume: PoolPath, as_json: bool) -> None:
         ("mapped", f"{format_size(info.mapped_bytes)} ({info.mapped_bytes} bytes)"),
         ("quota", _quota(info)),
         ("on full", _on_full(info)),
+        ("on error", _on_error(info)),
+        ("group", info.group),
         ("created", info.created or "-"),
         ("clients", str(info.connections)),
         *(("uri", uri) for uri in info.uris),
@@ -248,7 +277,13 @@ def _quota(volume: VolumeInfo) -> str:
 
 
 def _on_full(volume: VolumeInfo) -> str:
+    if volume.on_full == "read-only":
+        return "read-only"
     return f"wait {volume.on_full_wait_s} s, then ENOSPC" if volume.on_full_wait_s else "ENOSPC"
+
+
+def _on_error(volume: VolumeInfo) -> str:
+    return "read-only, retry" if volume.on_error == "read-only" else "retry"
 
 
 def _write_back(volume: VolumeInfo) -> list[str]:
@@ -259,4 +294,11 @@ def _write_back(volume: VolumeInfo) -> list[str]:
 
 
 def _state(volume: VolumeInfo) -> str:
-    return "damaged" if volume.damaged else "ok"
+    states = []
+    if volume.loss_open:
+        states.append(f"loss {volume.loss_epoch} not acknowledged")
+    if volume.read_only:
+        states.append("read-only")
+    if volume.damaged:
+        states.append("damaged")
+    return ", ".join(states) or "ok"

@@ -21,15 +21,15 @@ ROOT = Path(__file__).parents[1]
 # Their cases need nothing of each other, and take long: each goes to the worker that is free. The longest first, so
 # that none of them is begun when the others have nothing left to do.
 SPREAD = (
+    "tests/clients/test_hard_limit.py",
     "tests/crash/test_server_death.py",
     "tests/crash/test_power_loss.py",
     "tests/crash/test_failing_writeback.py",
     "tests/sim/test_mutants.py",
 )
-# They use all processors by themselves, or look at the time, or at what the memory of a machine under load does.
+# They use all processors by themselves, or look at the time.
 ALONE = (
     "tests/sim/test_campaign.py",
-    "tests/clients/test_hard_limit.py",
     "tests/clients/test_hostile_clients.py",
 )
 

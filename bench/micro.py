@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.experiments import Context, Experiment, Value
 from bench.settings import Settings
-from holdfast.memory.budget import Budget
+from holdfast.memory.group import Group
 from holdfast.units import BLOCK_SIZE_BYTES, GIB, KIB, MIB
 
 NAME = "micro"
@@ -159,9 +159,9 @@ def _map_lookup() -> Timed:
     from holdfast.volume.page_cache import PAGE_MASK, PAGE_SHIFT, PageCache
 
     pages = 1024
-    cache = PageCache(aligned_buffer(pages * BLOCK_SIZE_BYTES), Budget("pages", pages * BLOCK_SIZE_BYTES))
+    cache = PageCache(aligned_buffer(pages * BLOCK_SIZE_BYTES), Group("all"))
     for index in range(pages):
-        cache.install(cache.take_slots(1)[0], index, -1)
+        cache.install(cache.take_slots(1, cache.root)[0], index, -1)
     lbas = [index * 7919 % (pages << PAGE_SHIFT) for index in range(BATCH)]
 
     def look_up() -> None:
@@ -187,7 +187,8 @@ def _log() -> tuple[Any, Any]:
     space = SpaceTable(1 << 18, 10, reserve_segments=4)
     space.free.extend(space.absent)
     space.absent.clear()
-    log = Log(ring, space, tag=1, epoch=1)
+    root = Group("all")
+    log = Log(ring, space, tag=1, epoch=1, system=Group("server", root), reserve_blocks=128)
     log.start_empty(next_ordinal=1)
     return log, Room.YES
 
@@ -206,7 +207,7 @@ def _append() -> Timed:
             log.append(block, owner, SEED_DATA, KIND_DATA)
         log.seal_commit()
         log.publish()
-        log.durable = log.position
+        log.became_durable(log.position)
 
     return append, BATCH
 
@@ -228,7 +229,7 @@ def _append_run() -> Timed:
             left = left[taken:]
         log.seal_commit()
         log.publish()
-        log.durable = log.position
+        log.became_durable(log.position)
 
     return append, 1
 

@@ -14,13 +14,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from errno import errorcode
 
 import numpy as np
 
-from holdfast.errors import DiskError, HoldfastError, NoSpaceError
-from holdfast.memory.budget import Budget
+from holdfast.complaints import Complaints
+from holdfast.errors import (
+    ACTIONS,
+    DiskError,
+    HoldfastError,
+    NoSpaceError,
+    Resource,
+    errno_name,
+    log_fields,
+    resource_of,
+)
+from holdfast.memory.accounts import Accounts
+from holdfast.memory.group import Kind, Refuses
+from holdfast.memory.must_succeed import Registry
 from holdfast.memory.plan import MemoryPlan
+from holdfast.memory.reclaim import Pressure, Shrinker
 from holdfast.pool.checkpoint import Checkpointer
 from holdfast.pool.opening import Opener
 from holdfast.pool.segment import SegmentFooter, encode_segment_footer, without_summary
@@ -29,17 +41,23 @@ from holdfast.pool.superblock import Superblock
 from holdfast.runtime.ports import PREPARE, WRITE, Clock, Disk, Io
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, GIB
 from holdfast.volume.block_reader import BlockReader
+from holdfast.volume.group_changes import Groups
+from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, TenantGroup
 from holdfast.volume.page_cache import PageCache
 from holdfast.volume.page_table import PageTable
 from holdfast.volume.page_writer import PageWriter
 from holdfast.volume.read import Reader
 from holdfast.volume.replay import Replayer
 from holdfast.volume.reserve import Reserve
+from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings
 from holdfast.volume.volume import Volume
 from holdfast.volume.volumes import Answer, Volumes
 from holdfast.volume.write import Writer
+from holdfast.work.order import WaitOrder
 from holdfast.work.task import Scheduler, Waitlist, Work, guarded
-from holdfast.writeback.flusher import Flusher
+from holdfast.work.waits import DISK, Wait, Waits
+from holdfast.work.watchdog import Watchdog
+from holdfast.writeback.flusher import FLUSHER, Flusher
 from holdfast.writeback.log import Log, Room
 from holdfast.writeback.owners import owned_blocks
 from holdfast.writeback.ring import Ring
@@ -52,17 +70,22 @@ CHECKPOINT_LOG_BYTES = 1 * GIB
 # written through.
 PREPARED_AHEAD = 4
 HOST_FULL_RETRY_NS = 2_000_000_000
-COMPLAINTS_A_TICK_MAX = 5
+# Those who end waits and are no tasks.
+PREPARATION = "the preparation of segments"
+CLOCK = "the clock"
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """pages_per_turn: how many pages of the map a checkpoint appends before clients have a turn"""
+    """pages_per_turn: how many pages of the map a checkpoint appends before clients have a turn
+    verify: check at each wait that it is entered in order (`work.order`); for tests and the simulator"""
 
     memory: MemoryPlan
     preallocate: bool = False
     pages_per_turn: int = 64
-    budget: Callable[[str, int], Budget] = Budget  # makes the budgets, each from its name and limit
+    refuses: Refuses | None = None  # asked with each charge of memory, for faults on purpose
+    hand_back: Callable[[memoryview], None] = lambda _page: None  # lets the host have a page's memory for now
+    verify: bool = False
 
 
 class Engine:
@@ -84,33 +107,45 @@ class Engine:
         self.options = options
         self._allocate = allocate
         self.findings: list[str] = []
+        self.complaints = Complaints()
+        self.checkpoint_failures = 0  # writes of a superblock or a checkpoint that failed, and were tried again or not
         self._recovered = False  # the space table is what the log says: segments may be prepared and opened
         self.opened = False
         self.closing = False
-        self.read_buffers = options.budget("read buffers", options.memory.read_buffer_bytes)
-        self.scheduler = Scheduler(disk)
-        self.ring_room = Waitlist(self.scheduler, "room in the ring")
-        self.segment_room = Waitlist(self.scheduler, "a free segment")
-        self.page_room = Waitlist(self.scheduler, "a page of map memory")
-        self.clean_room = Waitlist(self.scheduler, "fewer dirty pages of the map")
-        self.buffer_room = Waitlist(self.scheduler, "a read buffer")
-        self.next_turn = Waitlist(self.scheduler, "the next turn")
-        self.next_tick = Waitlist(self.scheduler, "the next tick")
-        self.checkpoint_end = Waitlist(self.scheduler, "the end of a checkpoint")
+        self.accounts = accounts = Accounts(options.memory, refuses=options.refuses)
+        self.scheduler = Scheduler(disk, WaitOrder() if options.verify else None)
+        self.scheduler.now_ns = clock.now_ns()
+        self._make_waitlists()
+        self._preparing: dict[int, int] = {}  # segments whose files are being made, since when
+        self.waits = Waits(self.scheduler)
+        self._watchdog = Watchdog(self.waits, alarm=self.complain, note=log_output.info)
         self.on_released: Callable[[], None] = lambda: None  # the sessions' chance to go on
 
         shift = superblock.segment_blocks.bit_length() - 1
-        pages = PageCache(allocate(options.memory.page_bytes), options.budget("map pages", options.memory.page_bytes))
+        pages = PageCache(allocate(options.memory.page_bytes), accounts.root, hand_back=options.hand_back)
+        accounts.reclaimer.shrinkers.append(Shrinker("map pages", Kind.MAP_PAGES, pages.shrink, pages.give_way))
         self.space = SpaceTable(superblock.capacity_segments, shift)
-        reserve = Reserve(self.space, pages)
+        self.must_succeed = Registry(superblock.segment_blocks)
+        self.reserve = reserve = Reserve(
+            self.space, pages, accounts.system, self.must_succeed, pages_per_turn=options.pages_per_turn
+        )
         reserve.hold_for(0)
         self.space.on_unpinned = self._segment_unpinned
-        self.log = Log(ring, self.space, tag=superblock.tag, epoch=epoch)
+        self.log = Log(
+            ring,
+            self.space,
+            tag=superblock.tag,
+            epoch=epoch,
+            system=accounts.system,
+            reserve_blocks=self.must_succeed.ring_blocks,
+        )
         self.flusher = Flusher(self.log, disk, released=self._released, failed=self._write_back_failed)
+        self.waits.sources += [self.flusher.waits, self._waits_of_preparation]
         self.cache = pages
         blocks = BlockReader(self.log, self.space, disk)
         self.table = PageTable(pages, blocks, self.scheduler, self.page_room)
         volumes: dict[int, Volume] = {}
+        groups = GroupDirectory(TenantGroup(0, DEFAULT_GROUP, accounts.make_group(DEFAULT_GROUP)))
         self.pages = PageWriter(
             pages,
             self.log,
@@ -128,9 +163,10 @@ class Engine:
             self.log,
             blocks,
             ring_room=self.ring_room,
+            group_room=self.group_room,
             segment_room=self.segment_room,
             next_turn=self.next_turn,
-            next_tick=self.next_tick,
+            full_wait=self.full_wait,
             now_ns=clock.now_ns,
         )
         self.checkpointer = Checkpointer(
@@ -139,7 +175,9 @@ class Engine:
             self.pages,
             superblock,
             allocate(BLOCK_SIZE_BYTES),
+            staging=reserve.staging,
             rows=lambda: [volume.row() for volume in volumes.values()],
+            groups=lambda: [group.row() for group in groups.by_id.values()],
             root_of=lambda volume_id: volumes[volume_id].root,
             make_room=self._make_room,
             until_durable=self.until_durable,
@@ -148,6 +186,8 @@ class Engine:
         )
         self.volumes = Volumes(
             volumes,
+            groups,
+            accounts.system,
             reserve,
             self.space,
             pages,
@@ -160,17 +200,36 @@ class Engine:
             is_checkpoint_running=lambda: self._checkpoint_running,
             next_tick=self.next_tick,
         )
+        self.groups = Groups(self.volumes, accounts, self.scheduler, checkpoint=self.checkpoint)
         self._checkpoint_running = False
         self._checkpoint_position = 0
         self._maintained_ordinal = -1
-        self._complaints = 0
-        self._last_complaint = ""
         self._maintenance_wanted = True
         self._host_full_until_ns = 0
         self._checkpoint_log_blocks = (
             min(CHECKPOINT_LOG_BYTES, superblock.capacity_segments * superblock.segment_blocks * BLOCK_SIZE_BYTES // 4)
             >> BLOCK_SHIFT
         )
+
+    def _make_waitlists(self) -> None:
+        """What can be waited for, and who ends it: docs/waits.md argues that no cycle comes of it."""
+
+        def waitlist(
+            name: str, *ended_by: str | Waitlist, held_as: str = "", meant: bool = False, passing: bool = False
+        ) -> Waitlist:
+            return Waitlist(self.scheduler, name, ended_by=ended_by, held_as=held_as, meant=meant, passing=passing)
+
+        self.checkpoint_end = waitlist("the end of a checkpoint", held_as="the checkpoint")
+        self.ring_room = waitlist("room in the ring", FLUSHER)
+        self.group_room = waitlist("the group's share of the ring", FLUSHER)
+        self.segment_room = waitlist("a free segment", PREPARATION, self.checkpoint_end)
+        self.metadata_room = waitlist("a segment held back for metadata", PREPARATION, "reads of segments to be freed")
+        self.page_room = waitlist("a page of map memory", self.checkpoint_end, held_as="pages of map memory")
+        self.clean_room = waitlist("fewer dirty pages of the map", self.checkpoint_end)
+        self.buffer_room = waitlist("a read buffer", held_as="bytes of read buffers")
+        self.next_turn = waitlist("the next turn", "the engine", passing=True)
+        self.next_tick = waitlist("another try, with the next tick", CLOCK)
+        self.full_wait = waitlist("space, as long as --on-full says", CLOCK, "whoever trims", meant=True)
 
     # ---- life
 
@@ -182,8 +241,9 @@ class Engine:
         superblock = self.checkpointer.superblock
         opener = Opener(superblock, self.space, self.disk, self.findings)
         opened = yield from opener.read(known_end)
+        self.groups.bring_back(opened.groups)
         for row in opened.rows:
-            self.volumes.add(Volume(row))
+            self.volumes.add(Volume(row, self.volumes.groups.by_id.get(row.group_id, self.volumes.groups.default)))
         self.checkpointer.meta_addresses = opened.meta_addresses
         if opened.segment >= 0:
             self.log.start_at(
@@ -247,6 +307,9 @@ class Engine:
             self.page_room.wake()
         if ready:
             scheduler.run_ready()
+        reclaimer = self.accounts.reclaimer
+        if reclaimer.wanted:
+            self._reclaim()
         # Looked at once a segment, and whenever something happened that may have changed the answer: not in every turn.
         if (
             self.log.ordinal != self._maintained_ordinal
@@ -261,27 +324,46 @@ class Engine:
         if ready:
             scheduler.run_ready()
         self.log.publish()
-        return bool(self.next_turn.tasks or ready or (self.table.released and self.page_room.tasks))
+        return bool(self.next_turn.tasks or ready or reclaimer.wanted or (self.table.released and self.page_room.tasks))
 
     def tick(self) -> None:
         """Some times a second."""
-        now_ns = self.clock.now_ns()
+        now_ns = self.scheduler.now_ns = self.clock.now_ns()
         self._maintenance_wanted = True
-        if self._complaints > COMPLAINTS_A_TICK_MAX:
-            more = self._complaints - COMPLAINTS_A_TICK_MAX
-            log_output.warning("... and %d more of these, the last: %s", more, self._last_complaint)
-        self._complaints = 0
-        self.flusher.tick()
+        self.complaints.tick()
+        self.flusher.tick(now_ns)
+        self._watchdog.tick(now_ns)
         self.next_tick.wake()
+        self.full_wait.wake()
         # A budget may have refused although nobody holds anything that will be released.
         self.page_room.wake()
         self.clean_room.wake()
         self.buffer_room.wake()
+        self._released()
+        if self.accounts.reclaimer.under_pressure() < 0:
+            self.page_room.wake()
         if self.space.host_full and now_ns >= self._host_full_until_ns:
             self._host_full_until_ns = now_ns + HOST_FULL_RETRY_NS
             self._prepare_segment()
 
+    def pressure(self, pressure: Pressure) -> None:
+        """The host has too little memory, or enough again. What is done about it is done at the next tick."""
+        if pressure is not self.accounts.reclaimer.pressure:
+            log_output.info("memory pressure: %s", pressure.name.lower())
+        self.accounts.reclaimer.note_pressure(pressure)
+
     # ---- background
+
+    def _reclaim(self) -> None:
+        """Somebody was refused memory: let caches give way, and have written what only writing can free."""
+        reclaimer = self.accounts.reclaimer
+        if reclaimer.run():
+            self.page_room.wake()
+        if Kind.RING in reclaimer.io_wanted:
+            self.flusher.push()
+        if Kind.MAP_PAGES in reclaimer.io_wanted:
+            self._maintenance_wanted = True
+        reclaimer.io_wanted.clear()
 
     def _maintain(self) -> None:
         space = self.space
@@ -309,7 +391,8 @@ class Engine:
 
     def _checkpoint_done(self, outcome: HoldfastError | None) -> None:
         if outcome is not None:
-            log_output.error("checkpoint failed: %s", outcome)
+            self.checkpoint_failures += 1
+            log_output.error("checkpoint failed: %s", outcome, extra=log_fields(outcome.resource, errno=outcome.errno))
 
     def checkpoint(self, *, clean: bool = False, both_slots: bool = False) -> Work:
         """Write a checkpoint of a moment at or after the call (a task's work).
@@ -324,20 +407,30 @@ class Engine:
     def _checkpoint(self, *, clean: bool, epoch: int | None = None, both_slots: bool = False) -> Work:
         self._checkpoint_running = True
         self._checkpoint_position = self.log.position
+        held = self.scheduler.hold(self.checkpoint_end)
         try:
             yield from self.checkpointer.write(clean=clean, next_volume_id=self.volumes.next_id, epoch=epoch)
             if both_slots:
                 yield from self.checkpointer.write_superblock(_next_sequence(self.checkpointer.superblock))
         finally:
+            held.release()
             self._checkpoint_running = False
             self._maintenance_wanted = True
             self.checkpoint_end.wake()
         self.page_room.wake()
         self.segment_room.wake()
+        self.metadata_room.wake()
         self._released()
 
     def _checkpoint_error(self, what: str, errno: int) -> None:
-        log_output.error("%s: cannot be written (errno %d); trying again", what, errno)
+        self.checkpoint_failures += 1
+        log_output.error(
+            "%s: cannot be written (%s); trying again; %s",
+            what,
+            errno_name(errno),
+            ACTIONS[resource_of(errno)],
+            extra=log_fields(resource_of(errno), errno=errno),
+        )
 
     def _write_pages(self) -> Work:
         """Clean all dirty pages by appending them, without a superblock: recovery in less memory than the log needs."""
@@ -348,33 +441,37 @@ class Engine:
     def _prepare_segment(self) -> None:
         segment = self.space.take_absent()
         if segment is not None:
+            self._preparing[segment] = self.scheduler.now_ns
             length = self.log.segment_blocks << BLOCK_SHIFT
             self.disk.start(Io(PREPARE, segment, length=length, done=self._segment_prepared))
 
     def _segment_prepared(self, io: Io) -> None:
+        del self._preparing[io.file]
         if io.result < 0:
             if not self.space.host_full:
+                resource = resource_of(-io.result)
                 log_output.error(
-                    "segment file %08x cannot be made (errno %d): the filesystem below the pool has no room for it",
+                    "segment file %08x cannot be made (%s: %s): writes that need it get ENOSPC until it can; %s",
                     io.file,
-                    -io.result,
+                    resource,
+                    errno_name(-io.result),
+                    ACTIONS[resource],
+                    extra=log_fields(resource, errno=-io.result),
                 )
             self.space.preparation_failed(io.file)
         else:
             self.space.prepared(io.file)
         self._maintenance_wanted = True
         self.segment_room.wake()
+        self.metadata_room.wake()
         self.on_released()
 
     def complain(self, text: str) -> None:
-        """Log what a client is being told, a bounded number of times a second: clients repeat what fails."""
-        self._complaints += 1
-        self._last_complaint = text
-        if self._complaints <= COMPLAINTS_A_TICK_MAX:
-            log_output.warning("%s", text)
+        self.complaints.say(text)
 
     def _segment_unpinned(self) -> None:
         self.segment_room.wake()
+        self.metadata_room.wake()
         self.on_released()
 
     # ---- waiting
@@ -382,7 +479,7 @@ class Engine:
     def until_durable(self) -> Work:
         """Until everything appended so far is durable, however often that has to be tried (a task's work)."""
         while True:
-            arrived = Waitlist(self.scheduler, "durability")
+            arrived = Waitlist(self.scheduler, "durability", ended_by=(FLUSHER,))
             outcome: list[int] = []
 
             def heard(errno: int, arrived: Waitlist = arrived, outcome: list[int] = outcome) -> None:
@@ -409,12 +506,23 @@ class Engine:
             if room is Room.NO_SPACE and not self.opened:
                 if self.space.host_full:
                     raise NoSpaceError(
-                        "the filesystem below the pool is full: free some of it, the pool needs a segment"
+                        "the filesystem below the pool is full: free some of it, the pool needs a segment",
+                        resource=Resource.HOST_FILESYSTEM,
                     )
                 raise NoSpaceError("the pool has no segment left for its own metadata; serve it with more --capacity")
             if room is Room.NO_SPACE:
-                log_output.error("no segment left for metadata: the checkpoint waits for space to be freed")
-            yield self.segment_room
+                log_output.error(
+                    "no segment left for metadata: the checkpoint waits for space to be freed; %s",
+                    ACTIONS[Resource.POOL_SPACE],
+                    extra=log_fields(Resource.POOL_SPACE),
+                )
+            yield self.metadata_room
+
+    def _waits_of_preparation(self) -> list[Wait]:
+        return [
+            Wait(PREPARATION, f"{DISK}: preparation of segment {segment:08x}", since_ns, ended_by=(DISK,))
+            for segment, since_ns in self._preparing.items()
+        ]
 
     def _wait_for_turn(self) -> Work:
         self.page_room.wake()
@@ -423,19 +531,25 @@ class Engine:
     def _write_back_failed(self, start: int, end: int, errno: int) -> None:
         """What failed stays dirty, and is tried again: say whose it is."""
         met = []
+        names: dict[str, None] = {}
         for blocks in owned_blocks(self.log, start, end):
             volume = self.volumes.by_id.get(blocks.volume_id)
             if volume is not None:
                 volume.write_back_failures += 1
                 volume.write_back_errno = errno
+                volume.write_back_has_failed()
                 met.append(blocks.describe(volume.name))
-        self.complain(
-            f"write-back failed ({errorcode.get(errno, errno)}) for {', '.join(met) or 'metadata alone'}; "
-            "it stays in the ring and is written again"
+                names[volume.name] = None
+        resource = resource_of(errno)
+        self.complaints.say(
+            f"write-back failed ({errno_name(errno)}) for {', '.join(met) or 'metadata alone'}; "
+            f"it stays in the ring and is written again; {ACTIONS[resource]}",
+            log_fields(resource, volume=", ".join(names) or None, errno=errno),
         )
 
     def _released(self) -> None:
         self.ring_room.wake()
+        self.group_room.wake()
         self.on_released()
 
     # ---- volumes: the calls of those outside
@@ -449,14 +563,12 @@ class Engine:
         return self.volumes.find(name)
 
     def create_volume(
-        self, name: str, size_bytes: int, answer: Answer, *, quota_bytes: int = 0, on_full_wait_s: int = 0
+        self, name: str, size_bytes: int, answer: Answer, settings: VolumeSettings = AS_BY_DEFAULT
     ) -> None:
-        self.volumes.create(name, size_bytes, answer, quota_bytes=quota_bytes, on_full_wait_s=on_full_wait_s)
+        self.volumes.create(name, size_bytes, answer, settings)
 
-    def change_volume(
-        self, name: str, answer: Answer, *, quota_bytes: int | None = None, on_full_wait_s: int | None = None
-    ) -> None:
-        self.volumes.change(name, answer, quota_bytes=quota_bytes, on_full_wait_s=on_full_wait_s)
+    def change_volume(self, name: str, answer: Answer, settings: VolumeSettings) -> None:
+        self.volumes.change(name, answer, settings)
 
     def remove_volume(self, name: str, answer: Answer) -> None:
         self.volumes.remove(name, answer)

@@ -11,21 +11,38 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import EIO
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
 
-from holdfast.control.api import ChangeVolume, CreateVolume, PoolStatus, Statistics, VolumeInfo, VolumeRemoved
+from holdfast.control.api import (
+    Answer,
+    ChangeVolume,
+    CreateVolume,
+    PoolStatus,
+    Statistics,
+    VolumeInfo,
+    VolumeRemoved,
+    WaitList,
+)
+from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
+from holdfast.control.http import MetricsConnection
 from holdfast.engine import Engine
-from holdfast.errors import DiskError, HoldfastError, RequestError
+from holdfast.errors import DiskError, HoldfastError, RequestError, Resource, log_fields
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.fault import FaultRule
+from holdfast.runtime.host import resident_bytes
 from holdfast.runtime.listen import Listener, TcpAddress, UnixAddress
 from holdfast.runtime.loop import SPIN_NS, EventLoop
+from holdfast.runtime.ports import Peer
 from holdfast.serving.clients import Clients
 from holdfast.serving.control_connection import ControlSocket
+from holdfast.serving.metrics import PoolMetrics
 from holdfast.serving.pool import PoolOptions, ServedPool
-from holdfast.serving.status import pool_status, statistics, volume_info
+from holdfast.serving.settings import group_limits, volume_settings
+from holdfast.serving.status import group_info, pool_status, statistics, volume_info, wait_list
 from holdfast.units import BLOCK_SHIFT, format_size
+from holdfast.volume.groups import GroupLimits, TenantGroup
 from holdfast.volume.volume import Volume
 
 log_output = logging.getLogger("holdfast.server")
@@ -33,9 +50,11 @@ log_output = logging.getLogger("holdfast.server")
 # How long writing everything out may take, once the server is told to stop, before the rest is left to the ring.
 STOP_NS_MAX = 60_000_000_000
 CONTROL_CONNECTIONS_MAX = 64
+# A scraper needs one connection. What each can make the server hold is one text, 350 KB with 1,000 volumes.
+METRICS_CONNECTIONS_MAX = 8
 PROFILE_VARIABLE = "HOLDFAST_PROFILE"
 
-ServiceReply = Callable[["VolumeInfo | VolumeRemoved | HoldfastError"], None]
+ServiceReply = Callable[["Answer | HoldfastError"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +67,7 @@ class ServeOptions:
     segment_size_bytes: int | None = None
     preallocate: bool = False
     faults: tuple[FaultRule, ...] = ()
+    metrics: list[str] = field(default_factory=list)  # addresses
 
 
 class Server:
@@ -66,7 +86,6 @@ class Server:
             pool.loop,
             clock=pool.clock,
             allocate=aligned_buffer,
-            connection_bytes=pool.memory.connection_bytes,
         )
         self.closing = False  # L
         self.failure: HoldfastError | None = None  # L
@@ -75,6 +94,9 @@ class Server:
         self.listeners: list[Listener] = []  # L
         self._controls: dict[ControlSocket, None] = {}  # L
         self._control_listener: Listener | None = None  # L
+        self._scrapers: dict[ControlSocket, None] = {}  # L: in the order in which they came
+        self._metrics_listeners: list[Listener] = []  # L
+        self._metrics: PoolMetrics | None = None  # L: from when clients can connect
 
     # ---- start
 
@@ -151,9 +173,15 @@ class Server:
 
     def _listen(self) -> None:
         addresses = self.options.listen or [f"unix:{self.pool.path}/nbd.sock"]
+        accounts = self.engine.accounts
+        accounts.base_bytes = max(0, resident_bytes() - accounts.accounted_bytes)
+        self._metrics = PoolMetrics(self.pool, self.clients, started_ns=self.started_ns, version=version("holdfast"))
         try:
             for address in addresses:
                 self.listeners.append(Listener(self.loop, address, self.clients.accept))
+            for address in self.options.metrics:
+                self._metrics_listeners.append(Listener(self.loop, address, self._accept_scraper))
+                log_output.info("metrics on %s", self._metrics_listeners[-1].address)
             self._control_listener = Listener(self.loop, f"unix:{self.pool.path}/control.sock", self._accept_control)
         except HoldfastError as error:
             self._fail(error)
@@ -185,6 +213,8 @@ class Server:
         _notify_systemd("STOPPING=1")
         for listener in self.listeners:
             listener.close()
+        for listener in self._metrics_listeners:
+            listener.close()
         if self._control_listener is not None:
             self._control_listener.close()
         self._give_up = self.loop.call_later(STOP_NS_MAX, self._cannot_stop)
@@ -204,9 +234,9 @@ class Server:
         )
 
     def _stopped(self, error: HoldfastError | None) -> None:
-        for control in list(self._controls):
+        for control in (*self._controls, *self._scrapers):
             control.close()
-        for listener in self.listeners:
+        for listener in (*self.listeners, *self._metrics_listeners):
             listener.close()
         self._stopped_cleanly = error is None
         self.failure = self.failure or error
@@ -214,14 +244,29 @@ class Server:
 
     # ---- the control socket
 
-    def _accept_control(self, sock: socket.socket, _peer: str) -> None:
+    def _accept_control(self, sock: socket.socket, _peer: Peer) -> None:
         if len(self._controls) >= CONTROL_CONNECTIONS_MAX:
+            self.engine.complaints.say(
+                f"a control connection is refused: there are {CONTROL_CONNECTIONS_MAX} already; close those that "
+                "nobody uses",
+                log_fields(Resource.CONNECTIONS),
+            )
             sock.close()
             return
         self._controls[ControlSocket(self.loop, sock, self, on_close=self._control_closed)] = None
 
     def _control_closed(self, control: ControlSocket) -> None:
         self._controls.pop(control, None)
+
+    def _accept_scraper(self, sock: socket.socket, _peer: Peer) -> None:
+        if len(self._scrapers) >= METRICS_CONNECTIONS_MAX:
+            # The oldest makes room: whoever keeps connections open for nothing must not shut the scraper out.
+            next(iter(self._scrapers)).close()
+        closed = self._scraper_closed
+        self._scrapers[ControlSocket(self.loop, sock, self, on_close=closed, speaks=MetricsConnection)] = None
+
+    def _scraper_closed(self, scraper: ControlSocket) -> None:
+        self._scrapers.pop(scraper, None)
 
     # ---- Service
 
@@ -237,6 +282,13 @@ class Server:
     def statistics(self) -> Statistics:
         return statistics(self.pool)
 
+    def metrics(self, *, age_ns_max: int = 0) -> bytes:
+        assert self._metrics is not None, "nobody can ask before there is somewhere to connect to"
+        return self._metrics.text(age_ns_max=age_ns_max)
+
+    def waits(self) -> WaitList:
+        return wait_list(self.engine)
+
     def volumes(self) -> list[VolumeInfo]:
         return [volume_info(volume, self.uris(volume.name)) for volume in self.engine.by_name.values()]
 
@@ -245,21 +297,14 @@ class Server:
         return volume_info(volume, self.uris(name))
 
     def create_volume(self, wanted: CreateVolume, reply: ServiceReply) -> None:
-        self.engine.create_volume(
-            wanted.name,
-            wanted.size_bytes,
-            self._told_of(wanted.name, reply),
-            quota_bytes=wanted.quota_bytes,
-            on_full_wait_s=wanted.on_full_wait_s,
-        )
+        settings = volume_settings(self.engine, wanted)
+        self.engine.create_volume(wanted.name, wanted.size_bytes, self._told_of(wanted.name, reply), settings)
 
     def change_volume(self, name: str, change: ChangeVolume, reply: ServiceReply) -> None:
-        self.engine.change_volume(
-            name,
-            self._told_of(name, reply),
-            quota_bytes=change.quota_bytes,
-            on_full_wait_s=change.on_full_wait_s,
-        )
+        self.engine.change_volume(name, self._told_of(name, reply), volume_settings(self.engine, change))
+
+    def acknowledge_loss(self, name: str, loss_epoch: int, reply: ServiceReply) -> None:
+        self.engine.volumes.acknowledge_loss(name, loss_epoch, self._told_of(name, reply))
 
     def _told_of(self, name: str, reply: ServiceReply) -> Callable[[Volume | HoldfastError | None], None]:
         def answer(outcome: Volume | HoldfastError | None) -> None:
@@ -277,6 +322,34 @@ class Server:
         self.engine.remove_volume(
             name, lambda outcome: reply(outcome if isinstance(outcome, HoldfastError) else VolumeRemoved(removed=name))
         )
+
+    def groups(self) -> list[GroupInfo]:
+        return [group_info(group, self.engine) for group in self.engine.groups.directory.by_id.values()]
+
+    def group(self, name: str) -> GroupInfo:
+        return group_info(self.engine.groups.find(name), self.engine)
+
+    def create_group(self, wanted: CreateGroup, reply: ServiceReply) -> None:
+        self.engine.groups.create(wanted.name, group_limits(wanted, GroupLimits()), self._told_of_group(reply))
+
+    def change_group(self, name: str, change: ChangeGroup, reply: ServiceReply) -> None:
+        limits = group_limits(change, self.engine.groups.find(name).limits)
+        self.engine.groups.change(name, limits, self._told_of_group(reply))
+
+    def remove_group(self, name: str, reply: ServiceReply) -> None:
+        self.engine.groups.remove(
+            name, lambda outcome: reply(outcome if isinstance(outcome, HoldfastError) else GroupRemoved(removed=name))
+        )
+
+    def _told_of_group(self, reply: ServiceReply) -> Callable[[TenantGroup | HoldfastError | None], None]:
+        def answer(outcome: TenantGroup | HoldfastError | None) -> None:
+            if isinstance(outcome, TenantGroup):
+                reply(group_info(outcome, self.engine))
+            else:
+                assert outcome is not None
+                reply(outcome)
+
+        return answer
 
 
 def serve(options: ServeOptions) -> int:

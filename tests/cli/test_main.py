@@ -20,7 +20,7 @@ from .conftest import Run
 
 COMMANDS = [
     ("serve",), ("volume", "create"), ("volume", "list"), ("volume", "show"), ("volume", "remove"),
-    ("copy",), ("check",), ("doctor",), ("lab", "list"), ("lab", "run"), ("completion",),
+    ("copy",), ("top",), ("check",), ("doctor",), ("lab", "list"), ("lab", "run"), ("completion",),
 ]  # fmt: skip
 
 

@@ -99,6 +99,8 @@ def test_options_that_make_no_sense_are_one_line(run: Run, tmp_path: Path) -> No
         ("--nbd", "tcp:::1:10809"),
         ("--memory", "lots"),
         ("--log-level", "loud"),
+        ("--log-format", "xml"),
+        ("--metrics", "127.0.0.1:9809"),
         ("--nonsense",),
     ):
         result = run("serve", tmp_path / "new", *arguments)
@@ -146,7 +148,7 @@ def test_the_commands_leave_alone_what_they_do_not_need() -> None:
     script = (
         "import sys, importlib\n"
         "for name in ('serve', 'volume', 'check', 'copy'): importlib.import_module('holdfast.cli.' + name)\n"
-        "print(sorted({'rich', 'numpy', 'h11', 'asyncio'} & sys.modules.keys()))"
+        "print(sorted({'rich', 'numpy', 'h11', 'asyncio', 'prometheus_client'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -67,6 +67,16 @@ def test_a_volume_with_a_client_is_removed_by_force_only(run: Run, server: Runni
     client.close()
 
 
+def test_top_shows_what_a_server_does_and_who_waits_in_it(run: Run, served: Path, image: Path) -> None:
+    assert run("copy", image, f"{served}/disk0").exit_code == 0
+    shown = run("top", served, "--interval", "0.1")
+    assert shown.exit_code == 0, shown.stderr
+    assert "held back" in shown.stdout
+    assert shown.stdout.splitlines()[-1].startswith("disk0 ")
+    waits = json.loads(run("top", served, "--waits", "--json").stdout)
+    assert (waits["total"], waits["cycles"]) == (len(waits["waits"]), []), "it may be preparing segments"
+
+
 def test_an_image_goes_into_a_served_pool_and_comes_back(run: Run, served: Path, image: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.raw"
     into = run("copy", "--verify", image, f"{served}/disk0")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from msgspec import UNSET
 from msgspec.structs import asdict, replace
 
 from holdfast.control.api import (
@@ -15,7 +17,10 @@ from holdfast.control.api import (
     Statistics,
     VolumeInfo,
     VolumeRemoved,
+    WaitInfo,
+    WaitList,
 )
+from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
 from holdfast.errors import HoldfastError, NoSpaceError, NotFoundError, RequestError
 from holdfast.units import TIB
 
@@ -25,9 +30,13 @@ class FakeService:
 
     def __init__(self, *, hold_replies: bool = False) -> None:
         self.known: dict[str, VolumeInfo] = {}
+        self.known_groups = {"default": GroupInfo(name="default", id=0)}
+        self.waiting: list[WaitInfo] = []
+        self.cycles: list[str] = []
         self.hold_replies = hold_replies
         self.held: list[Callable[[], None]] = []
         self.stopped = False
+        self.asked_age_ns = -1
         self.uri = "nbd+unix:///{name}?socket=/pool/nbd.sock"
 
     def add(self, name: str, size_bytes: int, *, connections: int = 0, uris: list[str] | None = None) -> VolumeInfo:
@@ -60,6 +69,13 @@ class FakeService:
     def statistics(self) -> Statistics:
         return {"writes": 12, "write_bytes": 49152, "fill": 0.25}
 
+    def metrics(self, *, age_ns_max: int = 0) -> bytes:
+        self.asked_age_ns = age_ns_max
+        return b"# TYPE holdfast_tasks gauge\nholdfast_tasks 3.0\n"
+
+    def waits(self) -> WaitList:
+        return WaitList(waits=self.waiting, total=len(self.waiting), cycles=self.cycles)
+
     def volumes(self) -> list[VolumeInfo]:
         return list(self.known.values())
 
@@ -80,9 +96,8 @@ class FakeService:
                 outcome = NoSpaceError("the pool has no room for the map of this volume; give it more --capacity")
             else:
                 self.add(name, size_bytes)
-                outcome = self.known[name] = replace(
-                    self.known[name], quota_bytes=wanted.quota_bytes, on_full_wait_s=wanted.on_full_wait_s
-                )
+                settings = {field: value for field, value in asdict(wanted).items() if value is not None}
+                outcome = self.known[name] = replace(self.known[name], **settings)
             reply(outcome)
 
         self._answer(answer)
@@ -92,6 +107,8 @@ class FakeService:
 
         def answer() -> None:
             changes = {field: value for field, value in asdict(change).items() if value is not None}
+            if changes.pop("writable"):
+                changes["read_only"] = False
             self.known[name] = replace(info, **changes)
             reply(self.known[name])
 
@@ -108,6 +125,54 @@ class FakeService:
 
         self._answer(answer)
 
+    def acknowledge_loss(self, name: str, loss_epoch: int, reply: Reply) -> None:
+        info = self.volume(name)
+        if not info.loss_open or info.loss_epoch != loss_epoch:
+            raise RequestError(f"volume {name!r} has no loss {loss_epoch} that is not acknowledged")
+
+        def answer() -> None:
+            self.known[name] = replace(info, loss_open=False)
+            reply(self.known[name])
+
+        self._answer(answer)
+
+    def groups(self) -> list[GroupInfo]:
+        return list(self.known_groups.values())
+
+    def group(self, name: str) -> GroupInfo:
+        info = self.known_groups.get(name)
+        if info is None:
+            raise NotFoundError(f"there is no group {name!r}")
+        return info
+
+    def create_group(self, wanted: CreateGroup, reply: Reply) -> None:
+        def answer() -> None:
+            if wanted.name in self.known_groups:
+                reply(RequestError(f"there is a group {wanted.name!r} already"))
+                return
+            self.known_groups[wanted.name] = GroupInfo(id=len(self.known_groups), **_set_fields(wanted))
+            reply(self.known_groups[wanted.name])
+
+        self._answer(answer)
+
+    def change_group(self, name: str, change: ChangeGroup, reply: Reply) -> None:
+        info = self.group(name)
+
+        def answer() -> None:
+            self.known_groups[name] = replace(info, **_set_fields(change))
+            reply(self.known_groups[name])
+
+        self._answer(answer)
+
+    def remove_group(self, name: str, reply: Reply) -> None:
+        self.group(name)
+
+        def answer() -> None:
+            del self.known_groups[name]
+            reply(GroupRemoved(removed=name))
+
+        self._answer(answer)
+
     def shutdown(self) -> None:
         self.stopped = True
 
@@ -116,3 +181,7 @@ class FakeService:
             self.held.append(answer)
         else:
             answer()
+
+
+def _set_fields(change: ChangeGroup) -> dict[str, Any]:
+    return {field: value for field, value in asdict(change).items() if value is not UNSET}

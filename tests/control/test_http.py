@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from holdfast.control.http import BODY_BYTES_MAX, HEADER_BYTES_MAX, OUTPUT_BYTES_MAX, ControlConnection
+from holdfast.control.api import WaitInfo
+from holdfast.control.http import (
+    BODY_BYTES_MAX,
+    HEADER_BYTES_MAX,
+    METRICS_CONTENT_TYPE,
+    OUTPUT_BYTES_MAX,
+    SCRAPE_AGE_NS_MAX,
+    ControlConnection,
+    MetricsConnection,
+)
 from holdfast.units import GIB, TIB
 
 from .fake_service import FakeService
@@ -50,6 +59,18 @@ def test_statistics_are_numbers_by_name() -> None:
         200,
         {"writes": 12, "write_bytes": 49152, "fill": 0.25},
     )
+
+
+def test_who_waits_for_what_is_told_with_the_cycles() -> None:
+    service = FakeService()
+    service.waiting = [WaitInfo(operation="FLUSH", volume="disk0", since_s=1.5, waits_for="durability")]
+    status, answer = ask(service, request("GET", "/v1/waits"))
+    assert (status, answer["total"], answer["cycles"]) == (200, 1, [])
+    assert answer["waits"] == [
+        {"operation": "FLUSH", "volume": "disk0", "peer": "", "since_s": 1.5, "waits_for": "durability"}
+        | {"held": [], "ended_by": [], "meant": False}
+    ]
+    assert ask(service, request("POST", "/v1/waits"))[0] == 405
 
 
 def test_a_created_volume_is_listed_and_shown() -> None:
@@ -281,3 +302,43 @@ def test_an_expected_continue_is_given() -> None:
     assert connection.data_to_send().startswith(b"HTTP/1.1 100 ")
     connection.receive_data(body)
     assert parse_answers(connection.data_to_send())[0][0] == 201
+
+
+def head_and_body(data: bytes) -> tuple[list[str], bytes]:
+    head, _, body = data.partition(b"\r\n\r\n")
+    return head.decode().lower().split("\r\n"), body
+
+
+@pytest.mark.parametrize(("speaks", "age_ns"), [(ControlConnection, 0), (MetricsConnection, SCRAPE_AGE_NS_MAX)])
+def test_metrics_are_text(speaks: type[ControlConnection], age_ns: int) -> None:
+    service = FakeService()
+    connection = speaks(service)
+    connection.receive_data(request("GET", "/metrics"))
+    head, body = head_and_body(connection.data_to_send())
+    assert f"content-type: {METRICS_CONTENT_TYPE}" in head
+    assert service.asked_age_ns == age_ns
+    assert body == service.metrics()
+
+
+def test_through_a_scrapers_connection_nothing_else_is_there() -> None:
+    service = FakeService()
+    service.add("disk0", GIB)
+    connection = MetricsConnection(service)
+    targets = [
+        "/v1/pool",
+        "/v1/statistics",
+        "/v1/volumes",
+        "/v1/volumes/disk0?force=1",
+        "/v1/shutdown",
+        "/",
+        "//metrics",
+    ]
+    asked = [(method, target) for target in targets for method in ("GET", "POST", "PATCH", "DELETE", "OPTIONS")]
+    for method, target in asked:
+        connection.receive_data(request(method, target))
+        ((status, answer),) = parse_answers(connection.data_to_send())
+        assert (status, answer["error"]["kind"]) == (404, "not_found"), (method, target)
+    connection.receive_data(request("POST", "/metrics"))
+    assert parse_answers(connection.data_to_send())[0][0] == 405
+    assert not service.stopped
+    assert service.known.keys() == {"disk0"}

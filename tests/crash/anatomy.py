@@ -63,7 +63,7 @@ class Anatomy:
 
     def volume(self, name: str) -> VolumeRow:
         raw = b"".join(self.block(address) for address in self.table_addresses()[0])
-        rows = decode_volume_table(raw[: self.superblock.volume_table_bytes])
+        rows, _groups = decode_volume_table(raw[: self.superblock.volume_table_bytes])
         return next(row for row in rows if row.name == name)
 
     def root_address(self, name: str) -> int:

@@ -11,6 +11,7 @@ from holdfast.sim.accounts import check_accounts
 from holdfast.sim.client import SimClient
 from holdfast.sim.world import World
 from holdfast.units import BLOCK_SIZE_BYTES, MIB
+from holdfast.volume.settings import VolumeSettings
 from holdfast.volume.volume import Volume
 from tests.engine.helpers import ask, block, connect, new_world
 
@@ -26,7 +27,7 @@ def world(caplog: pytest.LogCaptureFixture) -> World:
 @pytest.fixture
 def volume(world: World) -> Volume:
     outcome = world.wait_for(
-        lambda answer: world.engine.create_volume("disk0", 100 * MIB, answer, quota_bytes=QUOTA_BYTES)
+        lambda answer: world.engine.create_volume("disk0", 100 * MIB, answer, VolumeSettings(quota_bytes=QUOTA_BYTES))
     )
     world.settle(lambda: bool(outcome))
     assert isinstance(outcome[0], Volume)
@@ -85,7 +86,9 @@ def test_a_quota_is_changed_while_the_volume_is_used(world: World, volume: Volum
     assert write(world, client, 0, 1, BLOCKS) == 0
 
     def change(quota_bytes: int) -> None:
-        outcome = world.wait_for(lambda answer: world.engine.change_volume("disk0", answer, quota_bytes=quota_bytes))
+        outcome = world.wait_for(
+            lambda answer: world.engine.change_volume("disk0", answer, VolumeSettings(quota_bytes=quota_bytes))
+        )
         world.settle(lambda: bool(outcome))
         assert outcome == [volume]
 
@@ -103,7 +106,9 @@ def test_a_volume_whose_owner_wants_it_waits_for_space_and_then_says_that_there_
 ) -> None:
     client, other = connect(world, "disk0"), connect(world, "disk0")
     assert write(world, client, 0, 1, BLOCKS) == 0
-    outcome = world.wait_for(lambda answer: world.engine.change_volume("disk0", answer, on_full_wait_s=5))
+    outcome = world.wait_for(
+        lambda answer: world.engine.change_volume("disk0", answer, VolumeSettings(on_full_wait_s=5))
+    )
     world.settle(lambda: bool(outcome))
     assert volume.quota_bytes == QUOTA_BYTES, "what is not named stays"
     patient = client.send(CMD_WRITE, 9000 * BLOCK_SIZE_BYTES, payload=block(3))

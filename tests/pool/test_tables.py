@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from holdfast.errors import CorruptionError
-from holdfast.pool.tables import VolumeRow, decode_volume_table, encode_volume_table, table_block_count, table_blocks
+from holdfast.pool.tables import (
+    GroupRow,
+    VolumeRow,
+    decode_volume_table,
+    encode_volume_table,
+    table_block_count,
+    table_blocks,
+)
 
 
 def row(name: str, *, removing: bool = False) -> VolumeRow:
@@ -23,7 +32,16 @@ def row(name: str, *, removing: bool = False) -> VolumeRow:
 
 def test_volumes_come_back_with_names_of_any_script_and_length() -> None:
     rows = [row("disk0"), row("диск", removing=True), row("x" * 255), row("")]
-    assert decode_volume_table(encode_volume_table(rows)) == rows
+    assert decode_volume_table(encode_volume_table(rows)) == (rows, [])
+
+
+def test_policies_losses_and_groups_come_back() -> None:
+    volume = dataclasses.replace(
+        row("disk0"), group_id=65535, on_full=1, on_error=1, read_only=True, loss_epoch=65535, loss_open=True
+    )
+    limits = {"memory_bytes": 1 << 40, "dirty_bytes": 5, "space_bytes": 6, "dirty_min_bytes": 7, "map_min_bytes": 8}
+    groups = [GroupRow(9, "tenant", **limits, uid=1000, cgroup="/a/" + "b" * 189), GroupRow(1, "x" * 64)]
+    assert decode_volume_table(encode_volume_table([volume], groups)) == ([volume], groups)
 
 
 def test_a_table_that_is_cut_off_is_an_error() -> None:

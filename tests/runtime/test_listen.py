@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from holdfast.errors import RequestError
+from holdfast.runtime.host import cgroup_of
 from holdfast.runtime.listen import Listener, TcpAddress, UnixAddress, parse_address
 from holdfast.runtime.loop import EventLoop
+from holdfast.runtime.ports import Peer
 
-Connections = list[tuple[socket.socket, str]]
+Connections = list[tuple[socket.socket, Peer]]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def accept_one(loop: EventLoop, address: str, connect: Callable[[Listener], sock
     """Listen, connect once, and return the accepted connection; everything else is closed."""
     connections: Connections = []
 
-    def on_connection(connection: socket.socket, peer: str) -> None:
+    def on_connection(connection: socket.socket, peer: Peer) -> None:
         connections.append((connection, peer))
         loop.stop()
 
@@ -92,7 +94,9 @@ def test_a_unix_client_is_accepted_without_blocking_and_described(loop: EventLoo
     path = tmp_path / "s"
     [(connection, peer)] = accept_one(loop, f"unix:{path}", lambda _: connect_unix(path))
     assert not connection.getblocking()
-    assert peer == f"process {os.getpid()} on unix:{path}"
+    assert str(peer) == f"process {os.getpid()} on unix:{path}"
+    assert peer.uid == os.getuid()
+    assert peer.cgroup == cgroup_of(os.getpid())
     connection.close()
 
 
@@ -100,7 +104,8 @@ def test_a_unix_client_is_accepted_without_blocking_and_described(loop: EventLoo
 def test_a_tcp_client_is_accepted_on_the_port_that_the_kernel_chose(loop: EventLoop, host: str) -> None:
     [(connection, peer)] = accept_one(loop, f"tcp:{host}:0", connect_tcp)
     assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-    assert peer.startswith(f"tcp:{host}:")
+    assert str(peer).startswith(f"tcp:{host}:")
+    assert peer.uid is None
     connection.close()
 
 
@@ -167,7 +172,7 @@ def test_a_callback_may_close_the_listener_while_others_wait(loop: EventLoop, tm
     path = tmp_path / "s"
     accepted: list[socket.socket] = []
 
-    def on_connection(connection: socket.socket, peer: str) -> None:
+    def on_connection(connection: socket.socket, peer: Peer) -> None:
         accepted.append(connection)
         listener.close()
         loop.stop()
@@ -190,7 +195,7 @@ def test_without_descriptors_accepting_waits_and_goes_on_later(
     accepted: list[socket.socket] = []
     turns: list[None] = []
 
-    def on_connection(connection: socket.socket, peer: str) -> None:
+    def on_connection(connection: socket.socket, peer: Peer) -> None:
         accepted.append(connection)
         loop.stop()
 

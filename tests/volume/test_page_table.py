@@ -121,7 +121,7 @@ def test_those_who_need_more_pages_than_there_are_wait_and_do_not_read_over_and_
     volume = world.engine.find("far")
     world.disk.character.cached = 0.0
     cache, table = world.engine.cache, world.engine.table
-    held = [slot for _ in range(cache.pages) for slot in cache.take_slots(1)]
+    held = [slot for _ in range(cache.pages) for slot in cache.take_slots(1, volume.group.memory)]
     for slot in held[:3]:
         cache.give_back(slot)
     before = table.pages_read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from holdfast.memory.group import Group
 from holdfast.pool.block import KIND_DATA, SEED_DATA
 from holdfast.pool.space import SpaceTable
 from holdfast.runtime.buffers import aligned_buffer
@@ -17,6 +18,7 @@ from tests.engine.hand_disk import HandDisk
 TAG = 0x1234
 EPOCH = 1 << 32 | 7
 SEGMENT_BLOCKS = 256
+RESERVE_BLOCKS = 128
 
 
 class Rig:
@@ -32,7 +34,9 @@ class Rig:
             assert segment is not None
             self.disk.run(Io(PREPARE, segment, length=MIB))
             self.space.prepared(segment)
-        self.log = Log(self.ring, self.space, tag=TAG, epoch=EPOCH)
+        self.groups = Group("all")
+        self.system = Group("server", self.groups, number=1)
+        self.log = Log(self.ring, self.space, tag=TAG, epoch=EPOCH, system=self.system, reserve_blocks=RESERVE_BLOCKS)
         self.log.start_empty(next_ordinal=1)
         self.releases = 0
         self.flusher = Flusher(self.log, self.disk, released=self._released)

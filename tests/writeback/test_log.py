@@ -9,8 +9,8 @@ from holdfast.pool.commit import COMMIT_ENTRIES_MAX, decode_commit_header
 from holdfast.pool.segment import decode_segment_footer, decode_segment_header, decode_summary
 from holdfast.pool.space import Privilege
 from holdfast.units import BLOCK_SIZE_BYTES
-from holdfast.writeback.log import RING_RESERVE_BLOCKS, Room
-from tests.writeback.conftest import EPOCH, SEGMENT_BLOCKS, TAG, Rig
+from holdfast.writeback.log import Room
+from tests.writeback.conftest import EPOCH, RESERVE_BLOCKS, SEGMENT_BLOCKS, TAG, Rig
 
 BLOCK = BLOCK_SIZE_BYTES
 
@@ -85,7 +85,7 @@ def test_a_full_segment_gets_a_summary_and_a_footer() -> None:
 def test_clients_leave_the_rings_reserve_to_metadata() -> None:
     rig = Rig(blocks=256)
     assert rig.append(500) is Room.RING_FULL
-    assert rig.ring.blocks - (rig.log.position - rig.log.durable) == RING_RESERVE_BLOCKS
+    assert rig.ring.blocks - (rig.log.position - rig.log.durable) == RESERVE_BLOCKS
     assert rig.log.make_room(Privilege.CHECKPOINT) is Room.YES
 
 

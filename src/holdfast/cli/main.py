@@ -10,6 +10,7 @@ _COMMANDS = {
     "serve": ("holdfast.cli.serve", "Serve the volumes of a pool over NBD."),
     "volume": ("holdfast.cli.volume", "Create, list, show and remove volumes."),
     "copy": ("holdfast.cli.copy", "Copy a file or block device to a volume, or back."),
+    "top": ("holdfast.cli.top", "Watch a served pool, or who waits for what in it."),
     "check": ("holdfast.cli.check", "Verify every structure and checksum of a pool, offline."),
     "doctor": ("holdfast.cli.doctor", "Say what this host allows and what to change."),
     "lab": ("holdfast.cli.lab", "Play situations in which storage fails, today's kernel beside holdfast."),

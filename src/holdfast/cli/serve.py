@@ -13,10 +13,11 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from holdfast.cli.command import CommandError, ManualCommand
+from holdfast.cli.command import CommandError, ManualCommand, exit_code_of
 from holdfast.cli.locate import NAMED_SIZE, POOL, SIZE, PoolPath, convert_or_fail
+from holdfast.cli.log_format import LOG_FORMATS, configure_logging
 from holdfast.control.client import CONTROL_SOCKET_NAME
-from holdfast.errors import RequestError
+from holdfast.errors import HoldfastError, RequestError, log_fields
 from holdfast.runtime.fault import FAULT_POINTS, FaultRule, parse_fault
 from holdfast.runtime.listen import UNIX_PATH_BYTES_MAX, parse_address
 
@@ -138,7 +139,16 @@ def _check_pool(pool: Path, *, default_socket: bool) -> None:
     help="Make one in N attempts at POINT fail with ERRNO, to see what happens. Options: seed=S, after=K, count=C, "
     f"for=SECONDS. Points: {', '.join(FAULT_POINTS)}. May be repeated.",
 )  # fmt: skip
+@click.option(
+    "--metrics", multiple=True, metavar="unix:PATH|tcp:ADDR:PORT", callback=_check_listen,
+    help="Answer GET /metrics here, for Prometheus, and nothing else. Without a password: an address that only the "
+    "scraper reaches. May be repeated.",
+)  # fmt: skip
 @click.option("--log-level", type=click.Choice(_LOG_LEVELS), default="info", help="What goes to standard error.")
+@click.option(
+    "--log-format", type=click.Choice(LOG_FORMATS), default="text",
+    help="text, or json: one object a line, which names the exhausted resource and what to do in fields.",
+)  # fmt: skip
 def command(
     pool: PoolPath,
     volumes: tuple[tuple[str, int], ...],
@@ -148,7 +158,9 @@ def command(
     segment_size_bytes: int | None,
     preallocate: bool,
     faults: tuple[FaultRule, ...],
+    metrics: tuple[str, ...],
     log_level: str,
+    log_format: str,
 ) -> int:
     """Serve the volumes of POOL over NBD until SIGTERM or SIGINT.
 
@@ -162,18 +174,25 @@ def command(
     from holdfast.server import ServeOptions, serve
 
     _check_pool(pool.pool, default_socket=not listen)
-    logging.basicConfig(level=log_level.upper(), format="holdfast: %(levelname)s: %(message)s")
+    configure_logging(log_level, log_format)
     if segment_size_bytes is not None and segment_size_bytes % 4096:
         raise RequestError(f"--segment-size {segment_size_bytes} is not a multiple of 4096 bytes; try 32M")
-    return serve(
-        ServeOptions(
-            pool=str(pool.pool),
-            volumes=list(volumes),
-            listen=list(listen),
-            memory_bytes=memory_bytes,
-            capacity_bytes=capacity_bytes,
-            segment_size_bytes=segment_size_bytes,
-            preallocate=preallocate,
-            faults=faults,
-        )
+    options = ServeOptions(
+        pool=str(pool.pool),
+        volumes=list(volumes),
+        listen=list(listen),
+        memory_bytes=memory_bytes,
+        capacity_bytes=capacity_bytes,
+        segment_size_bytes=segment_size_bytes,
+        preallocate=preallocate,
+        faults=faults,
+        metrics=list(metrics),
     )
+    try:
+        return serve(options)
+    except HoldfastError as error:
+        if log_format == "text":
+            raise
+        # Who reads the log as JSON gets the last line like the others.
+        logging.getLogger("holdfast.server").error("%s", error, extra=log_fields(error.resource, errno=error.errno))
+        return exit_code_of(error)

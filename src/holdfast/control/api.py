@@ -15,10 +15,11 @@ from __future__ import annotations
 import errno as errno_codes
 import re
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct, field
 
+from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
 from holdfast.errors import (
     CorruptionError,
     DiskError,
@@ -27,13 +28,16 @@ from holdfast.errors import (
     NoSpaceError,
     NotFoundError,
     PoolBusyError,
+    ReadOnlyError,
     RequestError,
     RetryError,
+    ShortageError,
 )
 from holdfast.units import BLOCK_SIZE_BYTES, VOLUME_SIZE_BYTES_MAX, format_size
 
 VOLUME_NAME_LENGTH_MAX = 255
 WAIT_S_MAX = 24 * 3600
+WAITS_MAX = 1000  # in one answer; clients can make ten thousands
 
 # The names travel in NBD export names, URLs, command lines and file names.  Letters, digits and these three signs need
 # no quoting in any of them; a leading dot would hide, a leading dash would read as an option.
@@ -82,11 +86,18 @@ def validate_wait(seconds: int) -> int:
 # --- Requests ---------------------------------------------------------------------------------------------------------
 
 
+OnFull: TypeAlias = Literal["error", "read-only"]
+OnError: TypeAlias = Literal["retry", "read-only"]
+
+
 class CreateVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     size_bytes: int
     quota_bytes: int = 0
     on_full_wait_s: int = 0
+    on_full: OnFull | None = None
+    on_error: OnError | None = None
+    group: str | None = None
 
 
 class ChangeVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,6 +105,14 @@ class ChangeVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     quota_bytes: int | None = None
     on_full_wait_s: int | None = None
+    on_full: OnFull | None = None
+    on_error: OnError | None = None
+    group: str | None = None
+    writable: bool = False  # it takes writes again: what made it read-only is mended
+
+
+class AcknowledgeLoss(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    loss_epoch: int
 
 
 # --- Answers ----------------------------------------------------------------------------------------------------------
@@ -120,6 +139,12 @@ class VolumeInfo(Struct, frozen=True, kw_only=True):
     created: str = ""
     write_back_failures: int = 0  # attempts since the start that failed and met data of this volume
     write_back_errno: int = 0  # of the last of them
+    on_full: OnFull = "error"  # what it does then
+    on_error: OnError = "retry"  # what it does when write-back fails
+    read_only: bool = False  # one of these two made it so
+    group: str = "default"
+    loss_epoch: int = 0  # how often accepted data was found to be lost for good
+    loss_open: bool = False  # FLUSH fails until that is acknowledged
 
 
 class VolumeList(Struct, frozen=True, kw_only=True):
@@ -145,9 +170,23 @@ class SegmentCounts(Struct, frozen=True, kw_only=True):
     reserved: int = 0  # no state: how many of the free ones clients' data may not take
 
 
+class MustSucceedInfo(Struct, frozen=True, kw_only=True):
+    """A caller that must not fail, with what is held back for it."""
+
+    name: str
+    why: str
+    segments: int = 0
+    ring_bytes: int = 0
+    staging_bytes: int = 0
+
+
 class MemoryUse(Struct, frozen=True, kw_only=True):
     budget_bytes: int = 0
     resident_bytes: int = 0
+    accounted_bytes: int = 0  # what should be resident, by our own accounts
+    base_bytes: int = 0  # of that, the process itself, measured before anything was set aside
+    pressure: str = "none"
+    reserved: list[MustSucceedInfo] = field(default_factory=list)
     ring_bytes: int = 0
     ring_used_bytes: int = 0
     map_pages: int = 0
@@ -181,8 +220,29 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     listening: list[str] = field(default_factory=list)
 
 
+class WaitInfo(Struct, frozen=True, kw_only=True):
+    """An operation, or a part of the engine, that waits."""
+
+    operation: str
+    volume: str = ""  # none: it is the pool's own
+    peer: str = ""  # the client that asked for it
+    since_s: float = 0.0  # how long it has waited, to a quarter of a second
+    waits_for: str
+    held: list[str] = field(default_factory=list)  # what it has meanwhile
+    ended_by: list[str] = field(default_factory=list)  # who can end the wait
+    meant: bool = False  # it waits for a client, or because the volume's owner wants it so
+
+
+class WaitList(Struct, frozen=True, kw_only=True):
+    """The longest waits first, at most `WAITS_MAX` of `total`. `cycles`: a sentence each; there should never be one."""
+
+    waits: list[WaitInfo] = field(default_factory=list)
+    total: int = 0
+    cycles: list[str] = field(default_factory=list)
+
+
 Statistics: TypeAlias = dict[str, int | float]
-Answer: TypeAlias = VolumeInfo | VolumeRemoved
+Answer: TypeAlias = VolumeInfo | VolumeRemoved | GroupInfo | GroupRemoved
 
 
 # --- Errors on the wire -----------------------------------------------------------------------------------------------
@@ -204,6 +264,8 @@ ERROR_KINDS: tuple[tuple[str, type[HoldfastError], int], ...] = (
     ("not_found", NotFoundError, 404),
     ("request", RequestError, 400),
     ("no_space", NoSpaceError, 507),
+    ("shortage", ShortageError, 503),
+    ("read_only", ReadOnlyError, 409),
     ("disk", DiskError, 500),
     ("corruption", CorruptionError, 500),
     ("pool_busy", PoolBusyError, 409),
@@ -248,6 +310,12 @@ class Service(Protocol):
 
     def statistics(self) -> Statistics: ...
 
+    def metrics(self, *, age_ns_max: int = 0) -> bytes:
+        """In the text format of Prometheus; of now, or at most so old."""
+        ...
+
+    def waits(self) -> WaitList: ...
+
     def volumes(self) -> list[VolumeInfo]: ...
 
     def volume(self, name: str) -> VolumeInfo:
@@ -265,6 +333,22 @@ class Service(Protocol):
     def remove_volume(self, name: str, reply: Reply, *, force: bool = False) -> None:
         """Replies with VolumeRemoved. Without `force` a volume with connections is refused with RequestError."""
         ...
+
+    def acknowledge_loss(self, name: str, loss_epoch: int, reply: Reply) -> None:
+        """Replies with the VolumeInfo once it is durable that an operator knows of the loss."""
+        ...
+
+    def groups(self) -> list[GroupInfo]: ...
+
+    def group(self, name: str) -> GroupInfo:
+        """Raises NotFoundError."""
+        ...
+
+    def create_group(self, wanted: CreateGroup, reply: Reply) -> None: ...
+
+    def change_group(self, name: str, change: ChangeGroup, reply: Reply) -> None: ...
+
+    def remove_group(self, name: str, reply: Reply) -> None: ...
 
     def shutdown(self) -> None:
         """Begin the orderly shutdown and return; the answer is still sent."""
@@ -285,3 +369,15 @@ class OfflineService(Protocol):
     def change_volume(self, name: str, change: ChangeVolume) -> VolumeInfo: ...
 
     def remove_volume(self, name: str, *, force: bool = False) -> object: ...
+
+    def acknowledge_loss(self, name: str, loss_epoch: int) -> VolumeInfo: ...
+
+    def groups(self) -> list[GroupInfo]: ...
+
+    def group(self, name: str) -> GroupInfo: ...
+
+    def create_group(self, wanted: CreateGroup) -> GroupInfo: ...
+
+    def change_group(self, name: str, change: ChangeGroup) -> GroupInfo: ...
+
+    def remove_group(self, name: str) -> object: ...

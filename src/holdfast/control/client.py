@@ -15,10 +15,12 @@ import os
 import socket
 from pathlib import Path
 from typing import Self, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
 from holdfast.control.api import (
+    AcknowledgeLoss,
     ChangeVolume,
     CreateVolume,
     ErrorAnswer,
@@ -28,8 +30,10 @@ from holdfast.control.api import (
     VolumeInfo,
     VolumeList,
     VolumeRemoved,
+    WaitList,
     rebuild_error,
 )
+from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupList, GroupRemoved
 from holdfast.errors import DiskError, GoneError, HoldfastError, RetryError
 
 CONTROL_SOCKET_NAME = "control.sock"
@@ -111,6 +115,9 @@ class ControlClient:
     def statistics(self) -> Statistics:
         return self._ask("GET", "/v1/statistics", dict[str, int | float])
 
+    def waits(self) -> WaitList:
+        return self._ask("GET", "/v1/waits", WaitList)
+
     def volumes(self) -> list[VolumeInfo]:
         return self._ask("GET", "/v1/volumes", VolumeList).volumes
 
@@ -125,6 +132,25 @@ class ControlClient:
 
     def remove_volume(self, name: str, *, force: bool = False) -> VolumeRemoved:
         return self._ask("DELETE", f"/v1/volumes/{name}" + ("?force=true" if force else ""), VolumeRemoved)
+
+    def acknowledge_loss(self, name: str, loss_epoch: int) -> VolumeInfo:
+        body = AcknowledgeLoss(loss_epoch=loss_epoch)
+        return self._ask("POST", f"/v1/volumes/{name}/acknowledge-loss", VolumeInfo, body)
+
+    def groups(self) -> list[GroupInfo]:
+        return self._ask("GET", "/v1/groups", GroupList).groups
+
+    def group(self, name: str) -> GroupInfo:
+        return self._ask("GET", f"/v1/groups/{quote(name, safe='')}", GroupInfo)
+
+    def create_group(self, wanted: CreateGroup) -> GroupInfo:
+        return self._ask("POST", "/v1/groups", GroupInfo, wanted)
+
+    def change_group(self, name: str, change: ChangeGroup) -> GroupInfo:
+        return self._ask("PATCH", f"/v1/groups/{quote(name, safe='')}", GroupInfo, change)
+
+    def remove_group(self, name: str) -> GroupRemoved:
+        return self._ask("DELETE", f"/v1/groups/{quote(name, safe='')}", GroupRemoved)
 
     def shutdown(self) -> Stopping:
         return self._ask("POST", "/v1/shutdown", Stopping)

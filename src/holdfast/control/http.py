@@ -8,8 +8,10 @@ received, sends what `data_to_send` gives, and closes the socket when `closed` i
         send(data)                         # all of it, before more is taken
     if connection.closed: close the socket
 
+    GET    /metrics                        Prometheus metrics, as text
     GET    /v1/pool                        PoolStatus
     GET    /v1/statistics                  {name: number}
+    GET    /v1/waits                       WaitList
     GET    /v1/volumes                     VolumeList
     POST   /v1/volumes                     CreateVolume -> VolumeInfo, 201
     GET    /v1/volumes/NAME                VolumeInfo
@@ -26,6 +28,8 @@ received, sends what `data_to_send` gives, and closes the socket when `closed` i
 3. A reply that comes after the connection ended is dropped; what it answers has happened all the same.
 4. A malformed request never raises out of `receive_data`.  An exception that is no HoldfastError is a bug of ours and
    does pass through, to the loop's error handler.
+
+`MetricsConnection` is the same for a scraper on `serve --metrics`: it knows GET /metrics, and the rest is not there.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ import h11
 import msgspec
 
 from holdfast.control.api import (
+    AcknowledgeLoss,
     Answer,
     ChangeVolume,
     CreateVolume,
@@ -52,22 +57,34 @@ from holdfast.control.api import (
     validate_volume_size,
     validate_wait,
 )
+from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupList, validate_group
 from holdfast.errors import HoldfastError, RequestError
 
 HEADER_BYTES_MAX: Final = 16 * 1024
 BODY_BYTES_MAX: Final = 64 * 1024
 OUTPUT_BYTES_MAX: Final = 64 * 1024  # and the one answer that goes beyond it
+METRICS_PATH: Final = "/metrics"
+METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+# How old the metrics may be that scrapers from outside are given: they cannot make the server gather them more often.
+SCRAPE_AGE_NS_MAX: Final = 1_000_000_000
 
 _T = TypeVar("_T")
+_G = TypeVar("_G", bound=ChangeGroup)
 
 _VOLUMES = "/v1/volumes"
 _VOLUME_PREFIX = _VOLUMES + "/"
+_ACKNOWLEDGE = "/acknowledge-loss"
+_GROUPS = "/v1/groups"
+_GROUP_PREFIX = _GROUPS + "/"
 
 # Path -> the methods that it knows, for the Allow header of a 405.
 _METHODS = {
+    METRICS_PATH: "GET",
     "/v1/pool": "GET",
     "/v1/statistics": "GET",
+    "/v1/waits": "GET",
     _VOLUMES: "GET, POST",
+    _GROUPS: "GET, POST",
     "/v1/shutdown": "POST",
 }
 
@@ -204,15 +221,34 @@ class ControlConnection:
     def _route(self, method: str, path: str, query: str) -> None:
         service = self._service
         match method, path:
+            case "GET", "/metrics":
+                self._respond_metrics(service.metrics())
             case "GET", "/v1/pool":
                 self._respond(200, service.status())
             case "GET", "/v1/statistics":
                 self._respond(200, service.statistics())
+            case "GET", "/v1/waits":
+                self._respond(200, service.waits())
             case "GET", "/v1/volumes":
                 self._respond(200, VolumeList(volumes=service.volumes()))
             case "POST", "/v1/volumes":
                 wanted = self._decode_create()
                 service.create_volume(wanted, self._reply_with(201))
+            case "GET", _ if path == _GROUPS:
+                self._respond(200, GroupList(groups=service.groups()))
+            case "POST", _ if path == _GROUPS:
+                service.create_group(self._decode_group(CreateGroup), self._reply_with(201))
+            case "GET", _ if path.startswith(_GROUP_PREFIX):
+                self._respond(200, service.group(path.removeprefix(_GROUP_PREFIX)))
+            case "PATCH", _ if path.startswith(_GROUP_PREFIX):
+                change = self._decode_group(ChangeGroup)
+                service.change_group(path.removeprefix(_GROUP_PREFIX), change, self._reply_with(200))
+            case "DELETE", _ if path.startswith(_GROUP_PREFIX):
+                service.remove_group(path.removeprefix(_GROUP_PREFIX), self._reply_with(200))
+            case "POST", _ if path.startswith(_VOLUME_PREFIX) and path.endswith(_ACKNOWLEDGE):
+                wanted_epoch = self._decode(AcknowledgeLoss, "a loss to acknowledge").loss_epoch
+                name = _volume_name(path.removesuffix(_ACKNOWLEDGE))
+                service.acknowledge_loss(name, wanted_epoch, self._reply_with(200))
             case "POST", "/v1/shutdown":
                 service.shutdown()
                 self._respond(202, Stopping())
@@ -226,7 +262,8 @@ class ControlConnection:
                 self._refuse_route(method, path)
 
     def _refuse_route(self, method: str, path: str) -> None:
-        allowed = "GET, PATCH, DELETE" if path.startswith(_VOLUME_PREFIX) else _METHODS.get(path)
+        one = path.startswith((_VOLUME_PREFIX, _GROUP_PREFIX))
+        allowed = "GET, PATCH, DELETE" if one else _METHODS.get(path)
         if allowed is None:
             self._respond(404, _error_answer("not_found", f"there is nothing at {path}", 2))
         else:
@@ -245,6 +282,11 @@ class ControlConnection:
         change = self._decode(ChangeVolume, "a change of a volume")
         validate_quota(change.quota_bytes or 0)
         validate_wait(change.on_full_wait_s or 0)
+        return change
+
+    def _decode_group(self, wanted: type[_G]) -> _G:
+        change = self._decode(wanted, "a group")
+        validate_group(change)
         return change
 
     def _decode(self, wanted: type[_T], what: str) -> _T:
@@ -283,9 +325,16 @@ class ControlConnection:
         status, answer = describe_error(error)
         self._respond(status, answer)
 
+    def _respond_metrics(self, text: bytes) -> None:
+        self._respond_bytes(200, METRICS_CONTENT_TYPE, text)
+
     def _respond(self, status: int, answer: object, *, close: bool = False, allow: str | None = None) -> None:
-        body = msgspec.json.encode(answer)
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        self._respond_bytes(status, "application/json", msgspec.json.encode(answer), close=close, allow=allow)
+
+    def _respond_bytes(
+        self, status: int, content_type: str, body: bytes, *, close: bool = False, allow: str | None = None
+    ) -> None:
+        headers = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
         if allow is not None:
             headers.append(("Allow", allow))
         if close:
@@ -312,6 +361,18 @@ class ControlConnection:
         self.closed = True
         self._answer_due = False
         self._request = None
+
+
+class MetricsConnection(ControlConnection):
+    """A scraper's connection: nothing of the service but its metrics can be reached through it."""
+
+    def _route(self, method: str, path: str, query: str) -> None:
+        if path != METRICS_PATH:
+            self._respond(404, _error_answer("not_found", f"there is nothing at {path}; only {METRICS_PATH}", 2))
+        elif method != "GET":
+            self._refuse_route(method, path)
+        else:
+            self._respond_metrics(self._service.metrics(age_ns_max=SCRAPE_AGE_NS_MAX))
 
 
 def _error_answer(kind: str, message: str, errno: int) -> ErrorAnswer:

@@ -1,11 +1,13 @@
 """How `--memory` is divided. All that lives long is allocated and touched at start; what comes and goes has a ceiling.
 
-    a quarter   the ring: acknowledged data on its way to the disk
-    half        pages of the maps
-    an eighth   buffers of reads that wait for the disk
-    an eighth   the connections: what was received and not yet taken, what was answered and not yet sent
+    a quarter       the ring: acknowledged data on its way to the disk
+    half            pages of the maps
+    an eighth       buffers of reads that wait for the disk
+    a sixteenth     the connections: what was received and not yet taken, what was answered and not yet sent
+    a sixteenth     what there is for each connection and each volume, whatever it does
 
-The rest of a process (the interpreter, numpy, stacks) is the base that `docs/memory.md` publishes.
+The rest of a process (the interpreter, numpy, stacks) is the base that `docs/memory.md` publishes, and so are the
+tables of the pool, whose size its capacity gives.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class MemoryPlan:
     page_bytes: int
     read_buffer_bytes: int
     connection_bytes: int
+    state_bytes: int
 
 
 def plan_memory(budget_bytes: int) -> MemoryPlan:
@@ -35,10 +38,12 @@ def plan_memory(budget_bytes: int) -> MemoryPlan:
         )
     ring_bytes = budget_bytes // 4 & -MIB
     page_bytes = budget_bytes // 2 & -BLOCK_SIZE_BYTES
+    state_bytes = budget_bytes // 16
     return MemoryPlan(
         budget_bytes=budget_bytes,
         ring_bytes=ring_bytes,
         page_bytes=page_bytes,
         read_buffer_bytes=budget_bytes // 8,
-        connection_bytes=budget_bytes - ring_bytes - page_bytes - budget_bytes // 8,
+        connection_bytes=budget_bytes - ring_bytes - page_bytes - budget_bytes // 8 - state_bytes,
+        state_bytes=state_bytes,
     )

@@ -117,6 +117,11 @@ def blocks_check(view: memoryview, owner: int, kind: int) -> list[int]:
     ]
 
 
+def is_given_up(map_entry: int) -> bool:
+    """True for the entry of a block that is known to be lost: its check is one that no block is looked for with."""
+    return map_entry >> ADDRESS_BITS == CHECK_MASK
+
+
 def first_mismatch(view: memoryview, owner: int, map_entries: list[int]) -> int:
     """Index of the first data block in `view` that its map entry does not match, or -1. Hole entries are passed
     over."""

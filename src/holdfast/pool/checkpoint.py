@@ -25,14 +25,19 @@ import numpy as np
 import numpy.typing as npt
 
 from holdfast.errors import CorruptionError
+from holdfast.memory.context import Context
+from holdfast.memory.group import Kind
+from holdfast.memory.reservation import Reservation
 from holdfast.pool.block import ADDRESS_MASK, KIND_META, SEED_META, VOLUME_SHIFT
-from holdfast.pool.space import SEALED, SpaceTable
+from holdfast.pool.space import ROW_DTYPE, SEALED, SpaceTable
 from holdfast.pool.superblock import INDEX_WORDS_MAX, Superblock, encode_superblock
 from holdfast.pool.tables import (
+    ROW_SIZE_BYTES,
     TABLE_COPIES,
     TABLE_INDEX,
     TABLE_SPACE,
     TABLE_VOLUMES,
+    GroupRow,
     VolumeRow,
     encode_volume_table,
     table_blocks,
@@ -70,7 +75,9 @@ class Checkpointer:
         superblock: Superblock,
         block: memoryview,
         *,
+        staging: Reservation,
         rows: Callable[[], list[VolumeRow]],
+        groups: Callable[[], list[GroupRow]],
         root_of: Callable[[int], int],
         make_room: Callable[[], Work],
         until_durable: Callable[[], Work],
@@ -84,7 +91,10 @@ class Checkpointer:
         self.meta_addresses: list[int] = []  # blocks of the tables that `superblock` points at
         self.written = 0
         self._block = block  # 4096 aligned bytes
+        self._staging = staging
+        self._context = Context("the checkpoint", reservation=staging)
         self._rows = rows
+        self._groups = groups
         self._root_of = root_of
         self._make_room = make_room
         self._until_durable = until_durable
@@ -101,49 +111,62 @@ class Checkpointer:
         live = space.live.copy()
         for address in self.meta_addresses:
             live[address >> log.shift] -= 1
-        rows = self._rows()
+        rows, groups = self._rows(), self._groups()
         self.pages.begin(live)
         yield from self.pages.write_all()
 
         rows = [dataclasses.replace(row, root=self._root_of(row.volume_id)) for row in rows]
-        volume_table = encode_volume_table(rows)
-        space_table = space.encode(live)
-        words: list[int] = []
-        for _ in range(TABLE_COPIES):
-            words += yield from self._append_table(TABLE_VOLUMES, volume_table)
-            words += yield from self._append_table(TABLE_SPACE, space_table)
-        index = struct.pack(f"<{len(words)}Q", *words)
-        index_words: list[int] = []
-        for _ in range(TABLE_COPIES):
-            index_words += yield from self._append_table(TABLE_INDEX, index)
-        if len(index_words) > INDEX_WORDS_MAX:
-            raise CorruptionError(f"the pool's tables need {len(words)} blocks, more than the superblock can name")
-        log.seal_commit()
-        log.room = 0
-        if clean:
-            # Nothing is left to replay: what was appended for the checkpoint itself holds no client's data.
-            replay_position = log.sealed if log.segment >= 0 else log.next_ordinal << log.shift
-            replay_segment = max(log.segment, 0)
-        yield from self._until_durable()
+        staging_bytes = self._charge_staging(len(rows) + len(groups))
+        try:
+            volume_table = encode_volume_table(rows, groups)
+            space_table = space.encode(live)
+            words: list[int] = []
+            for _ in range(TABLE_COPIES):
+                words += yield from self._append_table(TABLE_VOLUMES, volume_table)
+                words += yield from self._append_table(TABLE_SPACE, space_table)
+            index = struct.pack(f"<{len(words)}Q", *words)
+            index_words: list[int] = []
+            for _ in range(TABLE_COPIES):
+                index_words += yield from self._append_table(TABLE_INDEX, index)
+            if len(index_words) > INDEX_WORDS_MAX:
+                raise CorruptionError(f"the pool's tables need {len(words)} blocks, more than the superblock can name")
+            log.seal_commit()
+            log.room = 0
+            if clean:
+                # Nothing is left to replay: what was appended for the checkpoint itself holds no client's data.
+                replay_position = log.sealed if log.segment >= 0 else log.next_ordinal << log.shift
+                replay_segment = max(log.segment, 0)
+            yield from self._until_durable()
 
-        superblock = dataclasses.replace(
-            self.superblock,
-            sequence=self.superblock.sequence + 1,
-            epoch=self.superblock.epoch if epoch is None else epoch,
-            clean=clean,
-            replay_position=replay_position,
-            replay_segment=replay_segment,
-            next_volume_id=next_volume_id,
-            volume_table_bytes=len(volume_table),
-            space_table_bytes=len(space_table),
-            index_entries=tuple(index_words),
-        )
-        yield from self.write_superblock(superblock)
-        for address in self.meta_addresses:
-            space.live_words[address >> log.shift] -= 1
-        self.meta_addresses = [word & ADDRESS_MASK for word in (*words, *index_words)]
-        space.retire(sealed & (live == 0))
-        self.written += 1
+            superblock = dataclasses.replace(
+                self.superblock,
+                sequence=self.superblock.sequence + 1,
+                epoch=self.superblock.epoch if epoch is None else epoch,
+                clean=clean,
+                replay_position=replay_position,
+                replay_segment=replay_segment,
+                next_volume_id=next_volume_id,
+                volume_table_bytes=len(volume_table),
+                space_table_bytes=len(space_table),
+                index_entries=tuple(index_words),
+            )
+            yield from self.write_superblock(superblock)
+            for address in self.meta_addresses:
+                space.live_words[address >> log.shift] -= 1
+            self.meta_addresses = [word & ADDRESS_MASK for word in (*words, *index_words)]
+            space.retire(sealed & (live == 0))
+            self.written += 1
+        finally:
+            self._staging.release(staging_bytes)
+
+    def _charge_staging(self, rows: int) -> int:
+        """Charge the memory in which the tables are put together; returns the bytes. It cannot be refused: what is
+        reserved was reserved for this."""
+        staging = self._staging
+        table_bytes = rows * ROW_SIZE_BYTES + self.space.capacity_segments * ROW_DTYPE.itemsize
+        refuser = staging.group.try_charge(Kind.STAGING, table_bytes, self._context)
+        assert refuser is None, (staging.size_bytes, staging.drawn_bytes, table_bytes)
+        return table_bytes
 
     def write_superblock(self, superblock: Superblock) -> Work:
         """Put a superblock into its slot, however often that has to be tried."""

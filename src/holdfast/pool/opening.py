@@ -23,6 +23,7 @@ from holdfast.pool.tables import (
     TABLE_NAMES,
     TABLE_SPACE,
     TABLE_VOLUMES,
+    GroupRow,
     VolumeRow,
     decode_volume_table,
     table_block_count,
@@ -43,6 +44,7 @@ class SegmentFiles(Protocol):
 class OpenedPool:
     rows: list[VolumeRow]
     meta_addresses: list[int]
+    groups: list[GroupRow] = field(default_factory=list)
     commits: list[FoundCommit] = field(default_factory=list)
     end: int = 0
     segment: int = -1
@@ -114,8 +116,8 @@ class Opener:
         self.space.decode(space_table[: superblock.space_table_bytes], self.disk.segments())
         meta = [word & ADDRESS_MASK for word in (*words, *superblock.index_entries)]
         self.space.count_blocks(np.array(meta, np.uint64))
-        rows = decode_volume_table(volume_table[: superblock.volume_table_bytes])
-        return OpenedPool(rows=rows, meta_addresses=meta)
+        rows, groups = decode_volume_table(volume_table[: superblock.volume_table_bytes])
+        return OpenedPool(rows=rows, groups=groups, meta_addresses=meta)
 
     def _read_table(self, table: int, copies: list[list[int]]) -> Work:
         """The blocks of a table, joined: each from the first of its copies that is whole. A block that is whole in none

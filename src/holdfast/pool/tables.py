@@ -7,7 +7,7 @@ A row of the volume table is 320 bytes, little endian:
 
     offset  size  field
     0       4     volume id
-    4       4     flags: bit 0 = being removed
+    4       4     flags: bit 0 = being removed, bit 2 = a loss is not acknowledged, bit 3 = read-only
     8       8     size, bytes
     16      8     root: map entry of the root page; 0 = nothing is mapped
     24      8     mapped blocks: data blocks that the map refers to
@@ -17,7 +17,27 @@ A row of the volume table is 320 bytes, little endian:
     46      256   name, UTF-8
     302     8     quota: how many bytes may be mapped; 0 = as many as there are
     310     4     seconds that a write waits in a full pool before it is answered ENOSPC; 0 = it does not wait
-    314     6     zero
+    314     2     group that the volume is in; 0 = the default group
+    316     1     on full: 0 = wait as above, then ENOSPC; 1 = become read-only
+    317     1     on error: 0 = go on while write-back is retried; 1 = become read-only
+    318     2     loss epoch: how often accepted data of the volume was found to be lost for good
+
+A row with bit 1 of the flags is a group of volumes:
+
+    offset  size  field
+    0       4     group id
+    4       4     flags: bit 1
+    8       8     limit of memory of all kinds, bytes; 0 = none, here and below
+    16      8     limit of dirty data, bytes
+    24      8     limit of mapped space, bytes
+    32      8     dirty data that it is sure of, bytes
+    40      8     map pages that it is sure of, bytes
+    48      4     uid of the peers that it pays for; 2^32 - 1 = none
+    52      2     length of the name, bytes
+    54      2     length of the control group's path, bytes
+    56      64    name, UTF-8
+    120     192   control group of the peers that it pays for, UTF-8
+    312     8     zero
 """
 
 from __future__ import annotations
@@ -38,11 +58,18 @@ TABLE_SPACE = 3
 TABLE_NAMES = {TABLE_INDEX: "index", TABLE_VOLUMES: "volume table", TABLE_SPACE: "space table"}
 
 FLAG_REMOVING = 1
+FLAG_GROUP = 2
+FLAG_LOSS = 4
+FLAG_READ_ONLY = 8
 NAME_BYTES_MAX = 255
+GROUP_NAME_BYTES_MAX = 64
+CGROUP_BYTES_MAX = 192
+NO_UID = (1 << 32) - 1
 
-_ROW = struct.Struct("<IIQQQQIH256sQI6x")
+_ROW = struct.Struct("<IIQQQQIH256sQIHBBH")
+_GROUP_ROW = struct.Struct("<IIQQQQQIHH64s192s8x")
 ROW_SIZE_BYTES = _ROW.size
-assert ROW_SIZE_BYTES == 320
+assert ROW_SIZE_BYTES == _GROUP_ROW.size == 320
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,52 +84,133 @@ class VolumeRow:
     removing: bool
     quota_bytes: int = 0
     on_full_wait_s: int = 0
+    group_id: int = 0
+    on_full: int = 0
+    on_error: int = 0
+    read_only: bool = False
+    loss_epoch: int = 0
+    loss_open: bool = False
 
 
-def encode_volume_table(rows: Iterable[VolumeRow]) -> bytes:
-    return b"".join(
-        _ROW.pack(
-            row.volume_id,
-            FLAG_REMOVING if row.removing else 0,
-            row.size_bytes,
-            row.root,
-            row.mapped_blocks,
-            row.created_ns,
-            row.root_level,
-            len(row.name.encode()),
-            row.name.encode(),
-            row.quota_bytes,
-            row.on_full_wait_s,
-        )
-        for row in rows
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    group_id: int
+    name: str
+    memory_bytes: int = 0
+    dirty_bytes: int = 0
+    space_bytes: int = 0
+    dirty_min_bytes: int = 0
+    map_min_bytes: int = 0
+    uid: int = NO_UID
+    cgroup: str = ""
+
+
+def encode_volume_table(rows: Iterable[VolumeRow], groups: Iterable[GroupRow] = ()) -> bytes:
+    return b"".join([*map(_encode_group, groups), *map(_encode_volume, rows)])
+
+
+def _encode_volume(row: VolumeRow) -> bytes:
+    flags = FLAG_REMOVING * row.removing | FLAG_LOSS * row.loss_open | FLAG_READ_ONLY * row.read_only
+    name = row.name.encode()
+    return _ROW.pack(
+        row.volume_id,
+        flags,
+        row.size_bytes,
+        row.root,
+        row.mapped_blocks,
+        row.created_ns,
+        row.root_level,
+        len(name),
+        name,
+        row.quota_bytes,
+        row.on_full_wait_s,
+        row.group_id,
+        row.on_full,
+        row.on_error,
+        row.loss_epoch,
     )
 
 
-def decode_volume_table(raw: bytes) -> list[VolumeRow]:
+def _encode_group(row: GroupRow) -> bytes:
+    name, cgroup = row.name.encode(), row.cgroup.encode()
+    return _GROUP_ROW.pack(
+        row.group_id,
+        FLAG_GROUP,
+        row.memory_bytes,
+        row.dirty_bytes,
+        row.space_bytes,
+        row.dirty_min_bytes,
+        row.map_min_bytes,
+        row.uid,
+        len(name),
+        len(cgroup),
+        name,
+        cgroup,
+    )
+
+
+def decode_volume_table(raw: bytes) -> tuple[list[VolumeRow], list[GroupRow]]:
     """Raises CorruptionError for bytes that are no volume table."""
     if len(raw) % ROW_SIZE_BYTES:
         raise CorruptionError(f"the volume table is {len(raw)} bytes long, not a multiple of {ROW_SIZE_BYTES}")
     rows = []
-    for volume_id, flags, size, root, mapped, created, level, name_length, name, quota, wait in _ROW.iter_unpack(raw):
-        try:
-            text = name[:name_length].decode()
-        except UnicodeDecodeError as error:
-            raise CorruptionError(f"the name of volume {volume_id} in the volume table is not text") from error
-        rows.append(
-            VolumeRow(
-                volume_id=volume_id,
-                name=text,
-                size_bytes=size,
-                root=root,
-                root_level=level,
-                mapped_blocks=mapped,
-                created_ns=created,
-                removing=bool(flags & FLAG_REMOVING),
-                quota_bytes=quota,
-                on_full_wait_s=wait,
-            )
-        )
-    return rows
+    groups = []
+    for at in range(0, len(raw), ROW_SIZE_BYTES):
+        flags = int.from_bytes(raw[at + 4 : at + 8], "little")
+        if flags & FLAG_GROUP:
+            groups.append(_decode_group(raw, at))
+        else:
+            rows.append(_decode_volume(raw, at))
+    return rows, groups
+
+
+def _decode_volume(raw: bytes, at: int) -> VolumeRow:
+    (
+        volume_id, flags, size, root, mapped, created, level, name_length, name, quota, wait, group, on_full, on_error,
+        loss_epoch,
+    ) = _ROW.unpack_from(raw, at)  # fmt: skip
+    return VolumeRow(
+        volume_id=volume_id,
+        name=_text(name[:name_length], f"the name of volume {volume_id}"),
+        size_bytes=size,
+        root=root,
+        root_level=level,
+        mapped_blocks=mapped,
+        created_ns=created,
+        removing=bool(flags & FLAG_REMOVING),
+        quota_bytes=quota,
+        on_full_wait_s=wait,
+        group_id=group,
+        on_full=on_full,
+        on_error=on_error,
+        read_only=bool(flags & FLAG_READ_ONLY),
+        loss_epoch=loss_epoch,
+        loss_open=bool(flags & FLAG_LOSS),
+    )
+
+
+def _decode_group(raw: bytes, at: int) -> GroupRow:
+    group_id, _flags, memory, dirty, space, dirty_min, map_min, uid, name_length, cgroup_length, name, cgroup = (
+        _GROUP_ROW.unpack_from(raw, at)
+    )
+    return GroupRow(
+        group_id=group_id,
+        name=_text(name[:name_length], f"the name of group {group_id}"),
+        memory_bytes=memory,
+        dirty_bytes=dirty,
+        space_bytes=space,
+        dirty_min_bytes=dirty_min,
+        map_min_bytes=map_min,
+        uid=uid,
+        cgroup=_text(cgroup[:cgroup_length], f"the control group of group {group_id}"),
+    )
+
+
+def _text(raw: bytes, what: str) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise CorruptionError(f"{what} in the volume table is not text") from error
 
 
 def table_block_count(size_bytes: int) -> int:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import mmap
 
+import numpy as np
+
 
 def aligned_buffer(size_bytes: int) -> memoryview:
     """A writable, zeroed, page-aligned buffer of `size_bytes`, all of it resident.
@@ -21,3 +23,16 @@ def aligned_buffer(size_bytes: int) -> memoryview:
     # MAP_POPULATE write-faults private writable mappings, so that no page stays the shared zero page.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
     return memoryview(mmap.mmap(-1, size_bytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+
+
+def hand_back(view: memoryview) -> None:
+    """Let the kernel have the pages of a part of an `aligned_buffer` back: it reads as zeroes afterwards, and is made
+    resident again by the first touch. For whole pages that nobody needs."""
+    memory = view.obj
+    assert isinstance(memory, mmap.mmap)
+    offset_bytes = _address(view) - _address(memory)
+    memory.madvise(mmap.MADV_DONTNEED, offset_bytes, len(view))
+
+
+def _address(memory: memoryview | mmap.mmap) -> int:
+    return int(np.frombuffer(memory, np.uint8).ctypes.data)

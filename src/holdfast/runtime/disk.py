@@ -30,7 +30,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, MutableMapping
 
-from holdfast.errors import RequestError
+from holdfast.errors import ACTIONS, RequestError, Resource, log_fields
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.files import (
     SEGMENTS_NAME,
@@ -253,7 +253,15 @@ class DirectoryDisk:
                     raise RuntimeError("refused on purpose")
                 thread.start()
             except RuntimeError as error:
-                _log.warning("only %d of %d threads for %ss: %s", started, count, name, error)
+                _log.warning(
+                    "only %d of %d threads for %ss (%s): slower, and nothing is lost; %s",
+                    started,
+                    count,
+                    name,
+                    error,
+                    ACTIONS[Resource.THREADS],
+                    extra=log_fields(Resource.THREADS),
+                )
                 break
             started += 1
             self._threads.append(thread)

@@ -96,6 +96,22 @@ def own_memory_group(proc: Path = PROC) -> tuple[Path, int]:
     raise LookupError("no memory control group is mounted here")
 
 
+def cgroup_of(pid: int, proc: Path = PROC) -> str:
+    """The path of the memory control group that a process is in, as its kernel calls it; "" if that cannot be read."""
+    try:
+        text = (proc / f"{pid}/cgroup").read_text()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return ""  # it has ended, or is in another namespace
+    unified = ""
+    for line in text.splitlines():
+        number, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            return path
+        if number == "0" and not controllers:
+            unified = path
+    return unified
+
+
 def _own_groups(proc: Path) -> Iterator[tuple[int, str]]:
     """(version, path) of the groups of this process that may limit memory, from lines `id:controllers:path`."""
     try:

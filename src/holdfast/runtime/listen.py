@@ -15,11 +15,14 @@ import logging
 import os
 import socket
 import stat
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from holdfast.errors import RequestError
+from holdfast.errors import ACTIONS, RequestError, Resource, log_fields
+from holdfast.runtime.host import cgroup_of
 from holdfast.runtime.loop import EventLoop, Timer
+from holdfast.runtime.ports import Peer
 from holdfast.units import MIB
 
 # The kernel's own bound for the path of a Unix socket, less the closing zero.
@@ -96,12 +99,12 @@ def _parse_tcp(rest: str, text: str) -> TcpAddress:
 class Listener:
     """Accepts on one address until closed, and hands each connection to `on_connection(socket, peer)`.
 
-    The socket is non-blocking and belongs to the callee; `peer` is a description for logs.  `address` is the real one,
+    The socket is non-blocking and belongs to the callee; `peer` says who it is.  `address` is the real one,
     with the port that the kernel chose.
     """
 
     def __init__(
-        self, loop: EventLoop, address: Address | str, on_connection: Callable[[socket.socket, str], object]
+        self, loop: EventLoop, address: Address | str, on_connection: Callable[[socket.socket, Peer], object]
     ) -> None:
         wanted = parse_address(address) if isinstance(address, str) else address
         self._loop = loop
@@ -146,8 +149,15 @@ class Listener:
     def _pause_accepting(self, error: OSError) -> None:
         if not self._exhausted:
             self._exhausted = True
+            no_descriptor = error.errno in (errno.EMFILE, errno.ENFILE)
+            resource = Resource.DESCRIPTORS if no_descriptor else Resource.CONNECTIONS
             _log.warning(
-                "cannot accept on %s: %s; connections wait until descriptors are free", self.address, error.strerror
+                "cannot accept on %s: %s; connections wait until %s; %s",
+                self.address,
+                error.strerror,
+                "descriptors are free" if no_descriptor else "the kernel has memory for another",
+                ACTIONS[resource],
+                extra=log_fields(resource, errno=error.errno),
             )
         self._loop.remove_reader(self._socket.fileno())
         self._pause = self._loop.call_later(_ACCEPT_PAUSE_NS, self._resume)
@@ -156,11 +166,11 @@ class Listener:
         self._pause = None
         self._loop.add_reader(self._socket.fileno(), self._accept)
 
-    def _describe(self, connection: socket.socket, peer_address: object) -> str:
+    def _describe(self, connection: socket.socket, peer_address: object) -> Peer:
         if isinstance(self.address, TcpAddress) and isinstance(peer_address, tuple):
-            return str(TcpAddress(peer_address[0], peer_address[1]))
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        return f"process {int.from_bytes(credentials[:4], 'little')} on {self.address}"
+            return Peer(str(TcpAddress(peer_address[0], peer_address[1])))
+        pid, uid, _gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return Peer(f"process {pid} on {self.address}", uid, cgroup_of(pid))
 
 
 def _listen(address: Address) -> tuple[socket.socket, Address]:

@@ -11,6 +11,7 @@ Offsets and lengths are bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 SUPERBLOCK = -1
@@ -168,6 +169,19 @@ class Loop(Protocol):
     def turn_again(self) -> None:
         """Turn once more without waiting, whether anything is ready or not."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of a connection. `uid` and `cgroup` are the kernel's word, and known on Unix sockets
+    only."""
+
+    label: str
+    uid: int | None = None
+    cgroup: str = ""
+
+    def __str__(self) -> str:
+        return self.label
 
 
 class Socket(Protocol):

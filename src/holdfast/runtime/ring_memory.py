@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import UUID
 
-from holdfast.errors import NoSpaceError
+from holdfast.errors import NoSpaceError, Resource
 from holdfast.units import MIB, format_size
 
 SHM_DIRECTORY = "/dev/shm"
@@ -128,7 +128,8 @@ def _make(name: str, size_bytes: int, directories: list[str], refuses: Callable[
             refusals.append(f"{directory} refused it ({os.strerror(error.errno)})")
     raise NoSpaceError(
         f"no room for a ring of {format_size(size_bytes)} (and {format_size(FREE_MARGIN_BYTES)} to spare): "
-        f"{'; '.join(refusals)}; free space there, or give a smaller --memory"
+        f"{'; '.join(refusals)}; free space there, or give a smaller --memory",
+        resource=Resource.RING,
     )
 
 

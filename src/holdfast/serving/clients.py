@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from holdfast.engine import Engine
+from holdfast.memory.group import Group
 from holdfast.nbd.negotiated import Export, Negotiated
-from holdfast.runtime.ports import Clock, Loop, Socket
+from holdfast.runtime.ports import Clock, Loop, Peer, Socket
 from holdfast.serving.connection import (
     RECEIVE_BYTES_MAX,
     REPLY_BYTES_MAX,
     REPLY_BYTES_MIN,
     Connection,
-    ConnectionBudget,
 )
 from holdfast.serving.waiting_read import READ_PIECE_BYTES
+from holdfast.serving.waits import waits_of
 from holdfast.units import KIB
 from holdfast.volume.volume import Volume
 
@@ -39,23 +40,23 @@ class Clients:
         *,
         clock: Clock,
         allocate: Callable[[int], memoryview],
-        connection_bytes: int,
     ) -> None:
         self.engine = engine  # I
         self.loop = loop  # I
         self.exports = self  # I
-        self.budget = ConnectionBudget(connection_bytes)  # I
         self.receive_buffer = allocate(RECEIVE_BYTES_MAX + 64 * KIB)  # I
         self.reply_buffer = allocate(REPLY_BYTES_MAX + REPLY_BYTES_MIN + 64 * KIB)  # I
         self.piece_buffer = allocate(READ_PIECE_BYTES)  # I
+        engine.accounts.fixed_bytes += len(self.receive_buffer) + len(self.reply_buffer) + len(self.piece_buffer)
         self.closing = False  # L
         self.connections: dict[Connection, None] = {}  # L: in the order in which they came
         self._clock = clock  # I
         self._with_answers: list[Connection] = []  # L
         self._released = False  # L
         engine.on_released = self._note_released
+        engine.waits.sources.append(lambda: [wait for one in self.connections for wait in waits_of(one)])
 
-    def accept(self, sock: Socket, peer: str) -> Connection:
+    def accept(self, sock: Socket, peer: Peer) -> Connection:
         connection = Connection(self, sock, peer)
         if not connection.closed:
             self.connections[connection] = None
@@ -90,6 +91,11 @@ class Clients:
 
     def connection_closed(self, connection: Connection) -> None:
         self.connections.pop(connection, None)
+
+    def payer_of(self, peer: Peer) -> Group | None:
+        """The group that pays for this peer, whichever volume it uses; None if the volume's does."""
+        group = self.engine.groups.directory.of_peer(peer.uid, peer.cgroup)
+        return None if group is None else group.memory
 
     def volume_of(self, negotiated: Negotiated) -> Volume:
         return self.engine.by_name[negotiated.export.name]

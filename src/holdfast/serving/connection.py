@@ -3,7 +3,7 @@
 Received bytes go into a buffer that all connections share; what is left of an incomplete request is kept aside
 (`_stash`). Replies lie in another shared buffer and are sent at once; what the socket does not take is kept
 (`_unsent`), and until it is gone nothing more is received: a client that does not read its replies stands still, at the
-cost of one batch of replies. Both are counted against `ConnectionBudget`, and batches get smaller as it is used up.
+cost of one batch of replies. Both are charged to the group that pays, and batches get smaller as its share is used up.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ import logging
 from typing import Protocol
 
 from holdfast.engine import Engine
+from holdfast.errors import log_fields
+from holdfast.memory.context import CONTROL
+from holdfast.memory.group import Group, Kind
+from holdfast.memory.policy import refused
+from holdfast.memory.throttle import pause_ns
 from holdfast.nbd.handshake import Handshake
 from holdfast.nbd.negotiated import ExportDirectory, Negotiated
 from holdfast.nbd.protocol import LARGE_READ_BYTES, ProtocolError
 from holdfast.nbd.transmission import Request, RequestReader
-from holdfast.runtime.ports import Loop, Socket
+from holdfast.runtime.ports import Loop, Peer, Socket, Timer
 from holdfast.serving.session import Session
 from holdfast.serving.waiting_read import READ_PIECE_BYTES
 from holdfast.units import KIB, MIB
@@ -30,18 +35,8 @@ REPLY_BYTES_MAX = 512 * KIB
 REPLY_BYTES_MIN = LARGE_READ_BYTES + 64
 REQUESTS_A_BATCH_MAX = 1024
 HANDSHAKE_TIMEOUT_NS = 10_000_000_000
-
-
-class ConnectionBudget:
-    """What all connections together keep aside, and how large batches may be in view of that."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self.used_bytes = 0
-
-    def batch_bytes(self, least: int, most: int) -> int:
-        left = self.limit_bytes - self.used_bytes
-        return max(least, min(most, left // 8))
+# What a connection takes in memory whatever it does: the objects here, and the kernel's for an idle socket.
+CONNECTION_STATE_BYTES = 16 * KIB
 
 
 class Host(Protocol):
@@ -49,7 +44,6 @@ class Host(Protocol):
 
     engine: Engine
     loop: Loop
-    budget: ConnectionBudget
     receive_buffer: memoryview
     reply_buffer: memoryview
     piece_buffer: memoryview
@@ -57,6 +51,7 @@ class Host(Protocol):
 
     @property
     def exports(self) -> ExportDirectory: ...
+    def payer_of(self, peer: Peer) -> Group | None: ...
     def volume_of(self, negotiated: Negotiated) -> Volume: ...
     def answered(self, connection: Connection) -> None: ...
     def connection_closed(self, connection: Connection) -> None: ...
@@ -65,7 +60,7 @@ class Host(Protocol):
 class Connection:
     """Fields: L loop thread (all)."""
 
-    def __init__(self, host: Host, sock: Socket, peer: str) -> None:
+    def __init__(self, host: Host, sock: Socket, peer: Peer) -> None:
         self.host = host
         self.peer = peer
         self.session: Session | None = None
@@ -76,13 +71,30 @@ class Connection:
         self._reader: RequestReader | None = None
         self._stash = b""
         self._unsent = bytearray()
-        self._counted = 0  # bytes that this connection has in the budget
+        self.blocked_ns = 0  # when the client last took something of `_unsent` (to the tick)
+        self._payer = host.payer_of(peer)  # None: the volume's group
+        self.group = self._payer or host.engine.accounts.system  # pays for what is kept
+        self._counted = 0  # bytes that this connection has charged to it
+        self._share_bytes = 0  # how much of what is left to the group a batch may take now
+        self._throttled: Timer | None = None
         self._reading = False
         self._ended = False  # the client sends no more
         self._queued = False  # in the host's list of those with answers
         self._timeout = host.loop.call_later(HANDSHAKE_TIMEOUT_NS, self._handshake_timed_out)
+        if not self._charge_state(self.group):
+            self._timeout.cancel()
+            self.closed = True
+            sock.close()
+            return
         self._watch(True)
         self._send_handshake()
+
+    def _charge_state(self, group: Group) -> bool:
+        refuser = group.try_charge(Kind.STATE, CONNECTION_STATE_BYTES, CONTROL)
+        if refuser is not None:
+            error = refused(refuser, Kind.STATE, CONNECTION_STATE_BYTES)
+            self.host.engine.complaints.say(f"{self.peer}: hung up on: {error}", log_fields(error.resource))
+        return refuser is None
 
     # ---- handshake
 
@@ -110,23 +122,52 @@ class Connection:
         self._timeout.cancel()
         self._handshake = None
         host = self.host
+        volume = host.volume_of(negotiated)
+        group = self._payer or volume.group.memory
+        if group is not self.group:
+            if not self._charge_state(group):
+                self.close()
+                return
+            self._leave_group()
+            self.group = group
         self._reader = RequestReader(negotiated)
         self.session = Session(
             host.engine,
-            host.volume_of(negotiated),
+            volume,
             negotiated,
             host.reply_buffer,
             host.piece_buffer,
             transmit=self._transmit,
             ready=self._session_ready,
-            piece_limit=lambda: host.budget.batch_bytes(LARGE_READ_BYTES, READ_PIECE_BYTES),
+            payer=self._payer,
+            piece_limit=self._piece_limit,
         )
+        self.session.in_flight.peer = str(self.peer)
         trailing = bytes(handshake.trailing)
         if trailing:
             host.receive_buffer[: len(trailing)] = trailing
+            self._take_share()
             self._process(len(trailing))
 
+    def _leave_group(self) -> None:
+        """Give back everything that is charged to the group."""
+        self.group.release(Kind.CONNECTIONS, self._counted)
+        self.group.release(Kind.STATE, CONNECTION_STATE_BYTES)
+        self._counted = 0
+
     # ---- receiving
+
+    def _batch_bytes(self, least: int, most: int) -> int:
+        """How large a batch may be: the fuller the group's share, the smaller."""
+        share = self._share_bytes
+        return least if share < least else min(share, most)
+
+    def _take_share(self) -> None:
+        self._share_bytes = self.group.room_bytes(Kind.CONNECTIONS) >> 3
+
+    def _piece_limit(self) -> int:
+        self._take_share()
+        return self._batch_bytes(LARGE_READ_BYTES, READ_PIECE_BYTES)
 
     def _watch(self, wanted: bool) -> None:
         if wanted != self._reading and not self.closed:
@@ -142,7 +183,8 @@ class Connection:
         if start:
             buffer[:start] = self._stash
             self._stash = b""
-        limit = start + self.host.budget.batch_bytes(RECEIVE_BYTES_MIN, RECEIVE_BYTES_MAX)
+        self._take_share()
+        limit = start + self._batch_bytes(RECEIVE_BYTES_MIN, RECEIVE_BYTES_MAX)
         try:
             received = self._sock.recv_into(buffer[start:limit])
         except (BlockingIOError, InterruptedError):
@@ -165,7 +207,8 @@ class Connection:
         assert session is not None
         assert reader is not None
         buffer = self.host.receive_buffer
-        budget = self.host.budget
+        log = self.host.engine.log
+        position = log.position
         pieces = False
         at = 0
         try:
@@ -177,7 +220,7 @@ class Connection:
                         at,
                         end,
                         requests,
-                        reply_budget_bytes=budget.batch_bytes(REPLY_BYTES_MIN, REPLY_BYTES_MAX),
+                        reply_budget_bytes=self._batch_bytes(REPLY_BYTES_MIN, REPLY_BYTES_MAX),
                         request_budget=REQUESTS_A_BATCH_MAX,
                         pieces=pieces,
                     )
@@ -204,7 +247,28 @@ class Connection:
         finally:
             if not self.closed:
                 self._keep(bytes(buffer[at:end]))
-        self._watch(not session.stalled and not self._unsent and not self._ended)
+        if log.position != position:
+            pause = pause_ns(session.payer, self.host.engine.accounts.reclaimer.pressure)
+            if pause:
+                self._throttle(pause)
+        self._watch_as_it_may()
+
+    def _watch_as_it_may(self) -> None:
+        session = self.session
+        assert session is not None
+        self._watch(not (session.stalled or self._unsent or self._ended or self._throttled))
+
+    def _throttle(self, pause_ns: int) -> None:
+        """Leave the client alone for a while: its group is near its limit of dirty data."""
+        assert self.session is not None
+        self.session.payer.throttled_ns += pause_ns
+        if self._throttled is None:
+            self._throttled = self.host.loop.call_later(pause_ns, self._throttle_ends)
+
+    def _throttle_ends(self) -> None:
+        self._throttled = None
+        if not self.closed:
+            self._watch_as_it_may()
 
     def _gather(self, end: int, missing: int) -> int:
         """Receive the rest of a WRITE behind `end`, as far as it comes at once and fits; returns how many bytes came.
@@ -213,7 +277,7 @@ class Connection:
         more than a look for the next.
         """
         at = end
-        limit = min(end + missing, self.host.budget.batch_bytes(RECEIVE_BYTES_MIN, RECEIVE_BYTES_MAX))
+        limit = min(end + missing, self._batch_bytes(RECEIVE_BYTES_MIN, RECEIVE_BYTES_MAX))
         looks_left = self.host.loop.looks
         while at < limit and looks_left:
             try:
@@ -240,8 +304,9 @@ class Connection:
 
     def _count(self) -> None:
         kept = self.kept_bytes
-        self.host.budget.used_bytes += kept - self._counted
-        self._counted = kept
+        if kept != self._counted:
+            self.group.charge(Kind.CONNECTIONS, kept - self._counted)
+            self._counted = kept
 
     def _end_of_input(self) -> None:
         """The client is done: finish what is in flight, then close."""
@@ -268,6 +333,7 @@ class Connection:
             stash = self._stash
             self._stash = b""
             self.host.receive_buffer[: len(stash)] = stash
+            self._take_share()
             self._process(len(stash))
 
     # ---- sending
@@ -332,6 +398,7 @@ class Connection:
 
     def _block(self) -> None:
         self._count()
+        self.blocked_ns = self.host.engine.scheduler.now_ns
         if self.session is not None:
             self.session.outgoing.blocked = True
         self.host.loop.set_writer(self._fd, self._on_writable)
@@ -348,6 +415,7 @@ class Connection:
             self.close()
             return
         del self._unsent[:sent]
+        self.blocked_ns = self.host.engine.scheduler.now_ns
         self._count()
         if self._unsent:
             return
@@ -368,6 +436,11 @@ class Connection:
         return not self.closed
 
     @property
+    def unsent_bytes(self) -> int:
+        """Replies that its client has not taken."""
+        return len(self._unsent)
+
+    @property
     def stalled(self) -> bool:
         """True if it waits for the engine, not for its client."""
         return self.session is not None and self.session.stalled
@@ -383,8 +456,9 @@ class Connection:
             return
         self.closed = True
         self._timeout.cancel()
-        self.host.budget.used_bytes -= self._counted
-        self._counted = 0
+        if self._throttled is not None:
+            self._throttled.cancel()
+        self._leave_group()
         if self.session is not None:
             self.session.close()
         self.host.loop.close(self._fd)

@@ -1,4 +1,4 @@
-"""The socket of one client of the control API; what it says is `control.http`'s business.
+"""The socket of one client of the control API, or of one scraper; what it says is `control.http`'s business.
 
 Bounded: nothing is received while answers are not taken, and a client that takes nothing of them for `SEND_NS_MAX` is
 cut off.  So a connection holds at most one receive, one request and some `control.http.OUTPUT_BYTES_MAX` of answers,
@@ -31,11 +31,12 @@ class ControlSocket:
         *,
         on_close: Callable[[ControlSocket], None],
         send_ns_max: int = SEND_NS_MAX,
+        speaks: type[ControlConnection] = ControlConnection,
     ) -> None:
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()
-        self._http = ControlConnection(service, on_output=self._send)
+        self._http = speaks(service, on_output=self._send)
         self._unsent = b""
         self._on_close = on_close
         self._send_ns_max = send_ns_max

@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from holdfast.control.api import ChangeVolume, CreateVolume, PoolStatus, VolumeInfo, VolumeRemoved
+from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
 from holdfast.errors import HoldfastError
 from holdfast.runtime.loop import EventLoop
 from holdfast.serving.pool import PoolOptions, ServedPool
-from holdfast.serving.status import pool_status, volume_info
+from holdfast.serving.settings import group_limits, volume_settings
+from holdfast.serving.status import group_info, pool_status, volume_info
+from holdfast.volume.groups import GroupLimits, TenantGroup
 from holdfast.volume.volume import Volume
+
+Begin = Callable[[Callable[[object], None]], None]
 
 
 class OfflinePool:
@@ -30,42 +35,57 @@ class OfflinePool:
         return volume_info(self._engine.find(name), [])
 
     def create_volume(self, wanted: CreateVolume) -> VolumeInfo:
-        outcome = self._run(
-            lambda answer: self._engine.create_volume(
-                wanted.name,
-                wanted.size_bytes,
-                answer,
-                quota_bytes=wanted.quota_bytes,
-                on_full_wait_s=wanted.on_full_wait_s,
-            )
-        )
-        assert isinstance(outcome, Volume)
-        return volume_info(outcome, [])
+        settings = volume_settings(self._engine, wanted)
+        return self._volume(lambda answer: self._engine.create_volume(wanted.name, wanted.size_bytes, answer, settings))
 
     def change_volume(self, name: str, change: ChangeVolume) -> VolumeInfo:
-        outcome = self._run(
-            lambda answer: self._engine.change_volume(
-                name, answer, quota_bytes=change.quota_bytes, on_full_wait_s=change.on_full_wait_s
-            )
-        )
-        assert isinstance(outcome, Volume)
-        return volume_info(outcome, [])
+        settings = volume_settings(self._engine, change)
+        return self._volume(lambda answer: self._engine.change_volume(name, answer, settings))
+
+    def acknowledge_loss(self, name: str, loss_epoch: int) -> VolumeInfo:
+        return self._volume(lambda answer: self._engine.volumes.acknowledge_loss(name, loss_epoch, answer))
 
     def remove_volume(self, name: str, *, force: bool = False) -> VolumeRemoved:
         self._run(lambda answer: self._engine.remove_volume(name, answer))
         return VolumeRemoved(removed=name)
 
-    def _run(self, begin: Callable[[Callable[[Volume | HoldfastError | None], None]], None]) -> Volume | None:
+    def groups(self) -> list[GroupInfo]:
+        return [group_info(group, self._engine) for group in self._engine.groups.directory.by_id.values()]
+
+    def group(self, name: str) -> GroupInfo:
+        return group_info(self._engine.groups.find(name), self._engine)
+
+    def create_group(self, wanted: CreateGroup) -> GroupInfo:
+        limits = group_limits(wanted, GroupLimits())
+        return self._group(lambda answer: self._engine.groups.create(wanted.name, limits, answer))
+
+    def change_group(self, name: str, change: ChangeGroup) -> GroupInfo:
+        limits = group_limits(change, self._engine.groups.find(name).limits)
+        return self._group(lambda answer: self._engine.groups.change(name, limits, answer))
+
+    def remove_group(self, name: str) -> GroupRemoved:
+        self._run(lambda answer: self._engine.groups.remove(name, answer))
+        return GroupRemoved(removed=name)
+
+    def _volume(self, begin: Begin) -> VolumeInfo:
+        outcome = self._run(begin)
+        assert isinstance(outcome, Volume)
+        return volume_info(outcome, [])
+
+    def _group(self, begin: Begin) -> GroupInfo:
+        outcome = self._run(begin)
+        assert isinstance(outcome, TenantGroup)
+        return group_info(outcome, self._engine)
+
+    def _run(self, begin: Begin) -> object:
         return _run_in_loop(self._pool.loop, begin)
 
 
-def _run_in_loop(
-    loop: EventLoop, begin: Callable[[Callable[[Volume | HoldfastError | None], None]], None]
-) -> Volume | None:
+def _run_in_loop(loop: EventLoop, begin: Begin) -> object:
     """Run the loop until what `begin` starts has been answered; raises the answer if it is an error."""
-    outcome: list[Volume | HoldfastError | None] = []
+    outcome: list[object] = []
 
-    def answer(value: Volume | HoldfastError | None) -> None:
+    def answer(value: object) -> None:
         outcome.append(value)
         loop.stop()
 

@@ -20,6 +20,7 @@ from holdfast.nbd import replies
 from holdfast.nbd.protocol import CMD_READ, LARGE_READ_BYTES
 from holdfast.units import KIB
 from holdfast.work.task import Scheduler, Waitlist
+from holdfast.work.waits import CLIENT
 from holdfast.writeback.log import Log
 
 LATER_BYTES_MAX = 64 * KIB
@@ -44,7 +45,7 @@ class Outgoing:
         self.blocked = False  # C
         self.exclusive = False  # L
         self.broken = False  # L: a reply could not be completed; the connection must be closed
-        self.room = Waitlist(scheduler, "the client to take its replies")
+        self.room = Waitlist(scheduler, "the client to take its replies", ended_by=(CLIENT,), meant=True)
         self._log = log  # I
         self._transmit = transmit  # I: sends what there is
         self._ready = ready  # I: there is something to send, or to go on with

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from holdfast.engine import EngineOptions
 from holdfast.errors import DiskError, HoldfastError, NotFoundError, RequestError
-from holdfast.memory.budget import Budget, RefusingBudget
+from holdfast.memory.group import KIND_NAMES, Kind
 from holdfast.memory.plan import plan_memory
 from holdfast.pool.format import SEGMENT_SIZE_BYTES_DEFAULT, choose_segment_size, new_superblock
 from holdfast.pool.superblock import Superblock
-from holdfast.runtime.buffers import aligned_buffer
+from holdfast.runtime.buffers import aligned_buffer, hand_back
 from holdfast.runtime.clock import SystemClock
 from holdfast.runtime.disk import DirectoryDisk
 from holdfast.runtime.fault import FaultInjector, FaultRule
@@ -32,6 +32,9 @@ from holdfast.runtime.ring_memory import SHM_DIRECTORY, SharedRing, ring_name
 from holdfast.serving.bring_up import Surroundings, bring_up
 from holdfast.serving.heartbeat import Heartbeat
 from holdfast.units import BLOCK_SHIFT, GIB, format_size
+
+# "1": costly checks at run time are on, as in all tests.
+VERIFY_VARIABLE = "HOLDFAST_VERIFY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,13 @@ class ServedPool:
         )
         brought_up = bring_up(
             around,
-            EngineOptions(self.memory, preallocate=options.preallocate, budget=self._budget),
+            EngineOptions(
+                self.memory,
+                preallocate=options.preallocate,
+                refuses=self._refuses if faults.watches("charge") else None,
+                hand_back=hand_back,
+                verify=os.environ.get(VERIFY_VARIABLE) == "1",
+            ),
             new=lambda: new or self._new_superblock(options),
             adjust=lambda superblock: self._grown(superblock, options),
         )
@@ -107,11 +116,8 @@ class ServedPool:
         self._known_end = brought_up.known_end
         disk.segment_size_bytes = self.engine.log.segment_blocks << BLOCK_SHIFT
 
-    def _budget(self, name: str, limit_bytes: int) -> Budget:
-        faults = self.faults
-        if not faults.watches("charge"):
-            return Budget(name, limit_bytes)
-        return RefusingBudget(name, limit_bytes, lambda count: faults.strike("charge", f"{count} bytes of {name}"))
+    def _refuses(self, kind: Kind, count_bytes: int) -> bool:
+        return self.faults.strike("charge", f"{count_bytes} bytes of {KIND_NAMES[kind]}") is not None
 
     def _new_superblock(self, options: PoolOptions) -> Superblock:
         capacity = options.capacity_bytes

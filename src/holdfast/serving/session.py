@@ -21,9 +21,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from errno import ENOTSUP
+from errno import ENOTSUP, EPERM
 
 from holdfast.engine import Engine
+from holdfast.errors import Resource
+from holdfast.memory.group import Group
 from holdfast.nbd import replies
 from holdfast.nbd.negotiated import Negotiated
 from holdfast.nbd.protocol import (
@@ -45,7 +47,7 @@ from holdfast.serving.outgoing import Outgoing
 from holdfast.serving.waiting_read import READ_PIECE_BYTES, WaitingReads
 from holdfast.serving.waiting_write import WaitingWrites
 from holdfast.units import BLOCK_SHIFT
-from holdfast.volume.volume import Volume
+from holdfast.volume.volume import Volume, read_only_error
 
 _pack_simple = replies.SIMPLE.pack_into
 _pack_data = replies.DATA_CHUNK.pack_into
@@ -67,24 +69,28 @@ class Session:
         *,
         transmit: Callable[[], None],
         ready: Callable[[], None],
+        payer: Group | None = None,
         piece_limit: Callable[[], int] = lambda: READ_PIECE_BYTES,
     ) -> None:
-        """`transmit` sends what there is; `ready` is told when there is something to send, or to go on with."""
+        """`transmit` sends what there is; `ready` is told when there is something to send, or to go on with. `payer`:
+        the group that pays for this client; None: the volume's."""
         self.engine = engine  # I
         self.volume = volume  # I
+        self._peer_group = payer  # I
         self.structured = negotiated.structured  # I
         self.out = out  # I
         self.at = 0  # L: where the replies in `out` end
         self.disconnect_requested = False  # L
         self.backlog: deque[Request] = deque()  # L
+        self.stalled_ns = 0  # L: when the backlog last got on (to the tick)
         self.outgoing = Outgoing(  # I
             engine.scheduler, engine.log, structured=negotiated.structured, transmit=transmit, ready=ready
         )
         self.in_flight = InFlight(engine, volume, self.outgoing, go_on=self._go_on)  # I
         self.reads = WaitingReads(  # I
-            engine, volume, self.in_flight, self.outgoing, piece=piece, piece_limit=piece_limit
+            engine, volume, self.in_flight, self.outgoing, payer=payer, piece=piece, piece_limit=piece_limit
         )
-        self.writes = WaitingWrites(engine, volume, self.in_flight)  # I
+        self.writes = WaitingWrites(engine, volume, self.in_flight, payer=payer)  # I
         self._ready = ready  # I
         volume.connections += 1
 
@@ -93,6 +99,11 @@ class Session:
         """Payload that the session holds copies of, and replies not handed over yet."""
         waiting = sum(len(request[5]) for request in self.backlog) if self.backlog else 0
         return waiting + self.in_flight.payload_bytes + len(self.outgoing.held)
+
+    @property
+    def payer(self) -> Group:
+        """The group to which the memory of its requests is charged."""
+        return self._peer_group or self.volume.group.memory
 
     @property
     def closed(self) -> bool:
@@ -122,10 +133,16 @@ class Session:
 
     def submit(self, requests: list[Request]) -> None:
         """Carry out a batch. Afterwards `out[:at]` and `outgoing` hold replies; the caller publishes and sends them."""
+        volume = self.volume
         if self.backlog:
             self.backlog.extend(_kept(request) for request in requests)
             return
-        volume = self.volume
+        if volume.read_only:
+            self.backlog.extend(requests)
+            self.work_off()
+            self.backlog = deque(map(_kept, self.backlog))
+            return
+        self.engine.log.bill(self._peer_group or volume.group.memory)
         write_block = self.engine.writer.write_block
         read_block = self.engine.reader.read_block
         writes = self.writes
@@ -180,6 +197,7 @@ class Session:
                 if waiting is not None:
                     self.backlog.append(_kept(waiting))
                 self.backlog.extend(map(_kept, requests[number + 1 :]))
+                self.stalled_ns = self.engine.scheduler.now_ns
                 self.engine.log.publish()
                 return
             at = self.at
@@ -190,6 +208,7 @@ class Session:
         """Go on with the backlog as far as it goes now. Afterwards `outgoing` holds replies, as after `submit`."""
         if self.outgoing.exclusive:
             return
+        self.engine.log.bill(self.payer)
         while self.backlog:
             waiting = self._begin(self.backlog.popleft())
             if self.closed:
@@ -197,6 +216,7 @@ class Session:
             if waiting is not None:
                 self.backlog.appendleft(waiting)
                 break
+            self.stalled_ns = self.engine.scheduler.now_ns
         self.engine.log.publish()  # what was answered here is sent before the next turn ends
 
     # ---- what takes longer
@@ -208,6 +228,7 @@ class Session:
         if self.outgoing.exclusive:
             return request
         if command == REJECT:
+            self.engine.complaints.count(length, Resource.REQUEST)
             self.outgoing.error(cookie, length, chunk=offset in (CMD_READ, CMD_BLOCK_STATUS))
             return None
         if command == CMD_DISC:
@@ -225,23 +246,28 @@ class Session:
         elif command == CMD_READ:
             self.reads.begin(cookie, flags, offset, length)
         elif command == CMD_TRIM:
-            self.in_flight.spawn_change(self.engine.writer.trim(self.volume, offset, length), cookie, flags)
+            self.in_flight.spawn_change(self.engine.writer.trim(self.volume, offset, length), "TRIM", cookie, flags)
         elif command == CMD_WRITE_ZEROES:
             self._begin_zeroes(cookie, flags, offset, length)
         elif command == CMD_CACHE:
-            self.in_flight.spawn_change(self.engine.reader.prefetch(self.volume, offset, length), cookie, flags)
+            work = self.engine.reader.prefetch(self.volume, offset, length)
+            self.in_flight.spawn_change(work, "CACHE", cookie, flags)
         else:
             assert command == CMD_BLOCK_STATUS, command
             self.reads.begin_block_status(cookie, flags, offset, length)
         return None
 
     def _begin_zeroes(self, cookie: int, flags: int, offset: int, length: int) -> None:
+        if self.volume.read_only:
+            self.engine.complaints.answer(read_only_error(self.volume), self.volume.name)
+            self.outgoing.error(cookie, EPERM, chunk=False)
+            return
         allocate = bool(flags & CMD_FLAG_NO_HOLE)
         if allocate and flags & CMD_FLAG_FAST_ZERO:
             self.outgoing.error(cookie, ENOTSUP, chunk=False)  # zeroes that must be allocated are as slow as writes
             return
-        work = self.engine.writer.zero(self.volume, offset, length, allocate=allocate)
-        self.in_flight.spawn_change(work, cookie, flags)
+        work = self.engine.writer.zero(self.volume, offset, length, allocate=allocate, payer=self.payer)
+        self.in_flight.spawn_change(work, "WRITE_ZEROES", cookie, flags)
 
     def _go_on(self) -> None:
         """Something in flight has ended: what waited for that may go on."""

@@ -5,20 +5,30 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from holdfast.control.api import (
+    WAITS_MAX,
     CheckpointInfo,
     DamagedRange,
     MemoryUse,
+    MustSucceedInfo,
     PoolStatus,
     SegmentCounts,
     Statistics,
     VolumeInfo,
+    WaitInfo,
+    WaitList,
 )
+from holdfast.control.group_api import GroupInfo
+from holdfast.engine import Engine
+from holdfast.memory.group import KIND_NAMES, UNLIMITED_BYTES, Kind
+from holdfast.memory.throttle import watermark_bytes
 from holdfast.pool.superblock import FORMAT_VERSION
+from holdfast.pool.tables import NO_UID
 from holdfast.runtime.fault import FAULT_POINTS
 from holdfast.runtime.host import resident_bytes
 from holdfast.serving.pool import ServedPool
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
-from holdfast.volume.volume import Volume
+from holdfast.volume.groups import TenantGroup
+from holdfast.volume.volume import OnError, OnFull, Volume
 
 
 def volume_info(volume: Volume, uris: list[str]) -> VolumeInfo:
@@ -37,8 +47,54 @@ def volume_info(volume: Volume, uris: list[str]) -> VolumeInfo:
         ],
         write_back_failures=volume.write_back_failures,
         write_back_errno=volume.write_back_errno,
+        on_full="read-only" if volume.on_full is OnFull.READ_ONLY else "error",
+        on_error="read-only" if volume.on_error is OnError.READ_ONLY else "retry",
+        read_only=volume.read_only,
+        group=volume.group.name,
+        loss_epoch=volume.loss_epoch,
+        loss_open=volume.loss_open,
         created=datetime.fromtimestamp(volume.created_ns / 1e9, UTC).isoformat(timespec="seconds"),
     )
+
+
+def group_info(group: TenantGroup, engine: Engine) -> GroupInfo:
+    limits, memory = group.limits, group.memory
+    watermark = watermark_bytes(memory)
+    return GroupInfo(
+        name=group.name,
+        id=group.group_id,
+        memory_bytes=limits.memory_bytes,
+        dirty_bytes=limits.dirty_bytes,
+        space_bytes=limits.space_bytes,
+        dirty_min_bytes=limits.dirty_min_bytes,
+        map_min_bytes=limits.map_min_bytes,
+        uid=-1 if limits.uid == NO_UID else limits.uid,
+        cgroup=limits.cgroup,
+        usage=_by_kind(memory.usage),
+        mapped_bytes=group.mapped_blocks << BLOCK_SHIFT,
+        watermark_bytes=0 if watermark >= UNLIMITED_BYTES else watermark,
+        throttled_s=memory.throttled_ns / 1e9,
+        refusals=_by_kind(memory.refusals),
+        volumes=[volume.name for volume in engine.volumes.by_id.values() if volume.group is group],
+    )
+
+
+def _by_kind(figures: list[int]) -> dict[str, int]:
+    return {KIND_NAMES[kind].replace(" ", "_"): figures[kind] for kind in Kind}
+
+
+def _must_succeed(engine: Engine) -> list[MustSucceedInfo]:
+    segment_blocks = engine.log.segment_blocks
+    return [
+        MustSucceedInfo(
+            name=caller.name,
+            why=caller.why,
+            segments=caller.segments_needed(segment_blocks),
+            ring_bytes=caller.ring_blocks << BLOCK_SHIFT,
+            staging_bytes=caller.staging_bytes,
+        )
+        for caller in engine.must_succeed.callers
+    ]
 
 
 def pool_status(
@@ -67,6 +123,10 @@ def pool_status(
         memory=MemoryUse(
             budget_bytes=pool.memory.budget_bytes,
             resident_bytes=resident_bytes(),
+            accounted_bytes=engine.accounts.accounted_bytes,
+            base_bytes=engine.accounts.base_bytes,
+            pressure=engine.accounts.reclaimer.pressure.name.lower(),
+            reserved=_must_succeed(engine),
             ring_bytes=pool.memory.ring_bytes,
             ring_used_bytes=engine.flusher.dirty_blocks << BLOCK_SHIFT,
             map_pages=engine.cache.pages - len(engine.cache.free),
@@ -98,5 +158,31 @@ def statistics(pool: ServedPool) -> Statistics:
         "durable_position": engine.flusher.durable,
         "tasks": len(engine.scheduler.tasks),
         **{f"faults_{point}": pool.faults.struck[point] for point in FAULT_POINTS if pool.faults.watches(point)},
-        "read_buffer_bytes_left": engine.read_buffers.limit_bytes - engine.read_buffers.used_bytes,
+        "read_buffer_bytes_left": engine.accounts.root.room_bytes(Kind.READ_BUFFERS),
+        "reclaim_runs": engine.accounts.reclaimer.runs,
+        "reclaimed_map_bytes": engine.accounts.reclaimer.reclaimed_bytes[Kind.MAP_PAGES],
+        "given_back_bytes": engine.accounts.reclaimer.given_back_bytes,
     }
+
+
+def wait_list(engine: Engine) -> WaitList:
+    picture = engine.waits.picture()
+    waiting = picture.waiting
+    now_ns = engine.clock.now_ns()
+    return WaitList(
+        waits=[
+            WaitInfo(
+                operation=wait.operation,
+                volume=wait.volume,
+                peer=wait.peer,
+                since_s=(now_ns - wait.since_ns) / 1e9,
+                waits_for=wait.waits_for,
+                held=[str(hold) for hold in wait.held],
+                ended_by=picture.ended_by(wait),
+                meant=wait.meant,
+            )
+            for wait in waiting[:WAITS_MAX]
+        ],
+        total=len(waiting),
+        cycles=picture.cycles(),
+    )

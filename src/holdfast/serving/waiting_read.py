@@ -8,7 +8,7 @@ Between `Session` and the engine's `Reader`. Such a read goes one of these ways:
 
 Invariants:
 
- 1. A buffer of a read that waits is charged to `engine.read_buffers` for as long as it is held.
+ 1. A buffer of a read that waits is charged to the group that pays for as long as it is held.
  2. No buffer is held while the client does not take its replies: what was read for it is dropped, and read again when
     there is room.
  3. A header goes out only when its data can follow. A piece that is read twice can still be damaged in between: then
@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from holdfast.engine import Engine
 from holdfast.errors import HoldfastError
+from holdfast.memory.group import Group, Kind
 from holdfast.nbd import replies
 from holdfast.nbd.protocol import CMD_FLAG_DF, CMD_FLAG_REQ_ONE, STATE_HOLE, STATE_ZERO
 from holdfast.pool.block import first_mismatch
@@ -58,6 +59,7 @@ class WaitingReads:
         in_flight: InFlight,
         outgoing: Outgoing,
         *,
+        payer: Group | None,
         piece: memoryview,
         piece_limit: Callable[[], int],
     ) -> None:
@@ -65,16 +67,17 @@ class WaitingReads:
         self.volume = volume
         self.in_flight = in_flight
         self.outgoing = outgoing
+        self._payer = payer  # None: the volume's group
         self.piece = piece
         self._piece_limit = piece_limit
 
     # ---- beginning
 
     def begin(self, cookie: int, flags: int, offset: int, length: int) -> None:
-        self.in_flight.spawn(self._read(cookie, flags, offset, length), self.in_flight.end)
+        self.in_flight.spawn(self._read(cookie, flags, offset, length), "READ", self.in_flight.end)
 
     def begin_block_status(self, cookie: int, flags: int, offset: int, length: int) -> None:
-        self.in_flight.spawn(self._block_status(cookie, flags, offset, length), self.in_flight.end)
+        self.in_flight.spawn(self._block_status(cookie, flags, offset, length), "BLOCK_STATUS", self.in_flight.end)
 
     def begin_cold(self, cookie: int, offset: int, length: int) -> bool:
         """Begin a small read whose blocks lie in one piece on the disk: the usual case of a read that has to wait,
@@ -83,19 +86,22 @@ class WaitingReads:
         engine, outgoing, in_flight = self.engine, self.outgoing, self.in_flight
         if outgoing.blocked or outgoing.exclusive or in_flight.count >= REQUESTS_IN_FLIGHT_MAX:
             return False
-        if not engine.read_buffers.try_charge(length):
+        payer = self.payer
+        if payer.try_charge(Kind.READ_BUFFERS, length) is not None:
             return False
         found = engine.reader.on_disk(self.volume, offset >> BLOCK_SHIFT, length >> BLOCK_SHIFT)
         if found is None:
-            engine.read_buffers.release(length)
+            payer.release(Kind.READ_BUFFERS, length)
             return False
         io, entries = found
         engine.space.pin(io.file)
         in_flight.count += 1
+        in_flight.cold_reads[io] = engine.scheduler.now_ns
 
         def read(io: Io) -> None:
+            del in_flight.cold_reads[io]
             engine.space.unpin(io.file)
-            self._release(length)
+            self._release(payer, length)
             if in_flight.closed:
                 return
             assert io.view is not None
@@ -130,16 +136,17 @@ class WaitingReads:
                 at += count
                 continue
             buffer = self._read_cached(offset + at, count)
+            payer = self.payer
             budgeted = 0
             if buffer is None:
-                buffer, errno, where = yield from self._read_piece(offset + at, count)
+                buffer, errno, where = yield from self._read_piece(offset + at, count, payer)
                 budgeted = count
                 if errno:
                     outgoing.read_error(cookie, errno, where)
                     return
             outgoing.send_data(outgoing.read_header(cookie, offset + at, count, final=final), buffer)
             if budgeted:
-                self._release(budgeted)
+                self._release(payer, budgeted)
             at += count
 
     def _read_cached(self, offset: int, count: int) -> memoryview | None:
@@ -150,33 +157,39 @@ class WaitingReads:
         buffer = self.piece[:count]
         return buffer if self.engine.reader.read_run(self.volume, offset >> BLOCK_SHIFT, buffer) else None
 
-    def _read_piece(self, offset: int, count: int) -> Work:
+    @property
+    def payer(self) -> Group:
+        return self._payer or self.volume.group.memory
+
+    def _read_piece(self, offset: int, count: int, payer: Group) -> Work:
         """Read `count` bytes once the client takes replies; returns (buffer, errno, first bad offset). The caller gives
-        the `count` bytes of budget back with `_release`, unless there was an error."""
+        the `count` bytes back to `payer` with `_release`, unless there was an error."""
         engine, outgoing = self.engine, self.outgoing
         while True:
             if outgoing.blocked:
                 yield outgoing.room
                 continue
-            if not engine.read_buffers.try_charge(count):
+            if payer.try_charge(Kind.READ_BUFFERS, count) is not None:
                 yield engine.buffer_room
                 continue
             kept = False
+            held = engine.scheduler.hold(engine.buffer_room, count)
             try:
                 buffer = memoryview(bytearray(count))
                 yield from engine.reader.read(self.volume, offset, buffer)
                 kept = not outgoing.blocked
             except ReadError as error:
-                engine.complain(f"volume {self.volume.name}: {error}")
+                engine.complaints.answer(error, self.volume.name)
                 return memoryview(b""), error.errno, error.offset
             finally:
+                held.release()
                 if not kept:
-                    self._release(count)
+                    self._release(payer, count)
             if kept:
                 return buffer, 0, 0
 
-    def _release(self, count: int) -> None:
-        self.engine.read_buffers.release(count)
+    def _release(self, payer: Group, count: int) -> None:
+        payer.release(Kind.READ_BUFFERS, count)
         self.engine.buffer_room.wake()
 
     def _read_twice(self, cookie: int, offset: int, length: int) -> Work:
@@ -190,7 +203,8 @@ class WaitingReads:
             at = 0
             while at < length:
                 count = _piece(offset, at, length, TWICE_PIECE_BYTES)
-                buffer, errno, where = yield from self._read_piece(offset + at, count)
+                payer = self.payer
+                buffer, errno, where = yield from self._read_piece(offset + at, count, payer)
                 if errno:
                     if sending:
                         outgoing.break_off()
@@ -199,7 +213,7 @@ class WaitingReads:
                     return
                 if sending:
                     outgoing.send_part(buffer)
-                self._release(count)
+                self._release(payer, count)
                 at += count
         outgoing.end_exclusive()
 
@@ -214,7 +228,7 @@ class WaitingReads:
                 if not outgoing.blocked:
                     break
         except HoldfastError as error:
-            self.engine.complain(f"volume {self.volume.name}: {error}")
+            self.engine.complaints.answer(error, self.volume.name)
             outgoing.error(cookie, error.errno, chunk=True)
             return
         if flags & CMD_FLAG_REQ_ONE:

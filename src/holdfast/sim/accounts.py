@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from holdfast.pool.block import ADDRESS_MASK
+from holdfast.memory.group import KIND_NAMES, Kind
+from holdfast.pool.block import ADDRESS_MASK, VOLUME_SHIFT
+from holdfast.serving.connection import CONNECTION_STATE_BYTES
 from holdfast.sim.world import World
-from holdfast.units import BLOCK_SIZE_BYTES
+from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_SHIFT
 from holdfast.volume.volume import Volume
+from holdfast.volume.volumes import VOLUME_STATE_BYTES
 from holdfast.work.task import Work
 
 
@@ -39,12 +42,10 @@ def check_nothing_held(world: World) -> None:
     """Nothing is kept back by work that is over."""
     engine = world.engine
     assert all(world.waits_for_space(task) for task in engine.scheduler.tasks), world.who_waits()
-    assert engine.read_buffers.used_bytes == 0
     assert not engine.space._readers, "segments are pinned by reads that are over"
     cache = engine.cache
-    assert len(cache.free) + len(cache.slot_of) == cache.pages
+    assert len(cache.free) + len(cache.slot_of) + len(cache.withdrawn) == cache.pages
     assert len(set(cache.free)) == len(cache.free)
-    assert cache._budget.used_bytes == len(cache.slot_of) * BLOCK_SIZE_BYTES
     children = [0] * cache.pages
     for slot in cache.slot_of.values():
         if cache.parent(slot) >= 0:
@@ -58,7 +59,45 @@ def check_nothing_held(world: World) -> None:
         assert session.in_flight.payload_bytes == 0
         assert session.in_flight.count == 0
         kept_bytes += connection.kept_bytes
-    assert world.server.budget.used_bytes == kept_bytes
+    check_groups(world, kept_bytes)
+
+
+def check_groups(world: World, kept_bytes: int) -> None:
+    """What the groups are charged, counted again; `kept_bytes` is what all connections keep."""
+    engine = world.engine
+    pages = dict.fromkeys(engine.volumes.groups.by_id, 0)
+    mapped = dict(pages)
+    volumes = dict(pages)
+    for volume in engine.volumes.by_id.values():
+        mapped[volume.group.group_id] += volume.mapped_blocks
+        volumes[volume.group.group_id] += 1
+    for key in engine.cache.slot_of:
+        pages[engine.volumes.by_id[key >> VOLUME_SHIFT].group.group_id] += BLOCK_SIZE_BYTES
+    groups = engine.volumes.groups.by_id.values()
+    for group in groups:
+        usage = group.memory.usage
+        assert usage[Kind.MAP_PAGES] == pages[group.group_id], f"group {group.name}"
+        assert usage[Kind.READ_BUFFERS] == 0, f"group {group.name}"
+        assert group.mapped_blocks == mapped[group.group_id], f"group {group.name}"
+        assert group.volumes == volumes[group.group_id], f"group {group.name}"
+    connections = world.server.connections
+    # A group that was removed still pays for the peers that are connected, and until all that they wrote is durable.
+    payers = [*(connection.group for connection in connections), *engine.log.dirty.payers]
+    leaves = list(dict.fromkeys([engine.accounts.system, *(group.memory for group in groups), *payers]))
+    assert sum(leaf.usage[Kind.CONNECTIONS] for leaf in leaves) == kept_bytes
+    dirty_bytes = (engine.log.dirty.settled - engine.flusher.durable) << BLOCK_SHIFT
+    assert sum(leaf.usage[Kind.RING] for leaf in leaves) == dirty_bytes
+    state_bytes = len(connections) * CONNECTION_STATE_BYTES + len(engine.volumes.by_id) * VOLUME_STATE_BYTES
+    assert sum(leaf.usage[Kind.STATE] for leaf in leaves) == state_bytes
+    reservation = engine.reserve.staging
+    assert engine.accounts.system.usage[Kind.STAGING] == reservation.size_bytes
+    assert reservation.drawn_bytes == 0
+    for leaf in leaves:
+        assert leaf.total_bytes == sum(leaf.usage), leaf.name
+        assert min(leaf.usage) >= 0, leaf.name
+    for kind in Kind:
+        above = sum(max(leaf.usage[kind], leaf.minimums[kind]) for leaf in leaves)
+        assert engine.accounts.root.usage[kind] == above, KIND_NAMES[kind]
 
 
 def mapped_lbas(world: World, volume: Volume) -> list[int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from holdfast.errors import GoneError
 from holdfast.nbd.client import DATA, ERROR, HOLE, STATUS, ClientHandshake, Reply, ReplyReader, request
 from holdfast.nbd.protocol import CMD_DISC, CMD_READ
+from holdfast.runtime.ports import Peer
 from holdfast.serving.clients import Clients
 from holdfast.serving.connection import Connection
 from holdfast.sim.loop import SimLoop
@@ -42,6 +43,7 @@ class SimClient:
         *,
         structured: bool,
         wake_ns: Callable[[], int],
+        uid: int | None = None,
     ) -> None:
         self.volume = volume
         self.socket = socket
@@ -62,7 +64,7 @@ class SimClient:
         self._cookie = 0
         loop.sockets[socket.fileno()] = socket
         socket.on_received = self._received
-        self.connection: Connection = clients.accept(socket, f"client-{socket.fileno()}")
+        self.connection: Connection = clients.accept(socket, Peer(f"client-{socket.fileno()}", uid))
         self._schedule()
 
     # ---- requests

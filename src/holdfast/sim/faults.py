@@ -24,7 +24,7 @@ FLIP = "flip"  # one reading returns a changed bit; the next one may not
 ROT = "rot"  # the stored bytes change afterwards
 FORGET = "forget"  # a write that is never carried out
 MISDIRECT = "misdirect"  # a write that lands somewhere else
-REFUSE = "refuse"  # a charge against a budget, a worker that cannot be had
+REFUSE = "refuse"  # a charge of memory, a worker that cannot be had
 
 VANISH = "vanish"  # the client is gone, just when the server has something to tell it
 
@@ -40,6 +40,9 @@ POINTS: dict[str, tuple[str, ...]] = {
     "prepare": tuple(ERRNOS),
     "map pages": (REFUSE,),
     "read buffers": (REFUSE,),
+    "ring": (REFUSE,),
+    "state": (REFUSE,),
+    "staging": (REFUSE,),
     "worker": (REFUSE,),
     "send": (VANISH,),
 }

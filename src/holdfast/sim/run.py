@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from errno import EIO
 from functools import partial
 
 from holdfast.errors import CorruptionError, DiskError, HoldfastError, NoSpaceError
 from holdfast.nbd.protocol import CMD_FLUSH
-from holdfast.sim.client import Answer
+from holdfast.sim.client import Answer, SimClient
 from holdfast.sim.fate import Crashed
+from holdfast.sim.faults import FLIP
 from holdfast.sim.inspection import Inspection
 from holdfast.sim.model import Model
 from holdfast.sim.prng import stream
 from holdfast.sim.swarm import Swarm, draw_swarm
+from holdfast.sim.tenants import Tenants
 from holdfast.sim.trace import Trace
 from holdfast.sim.workload import Workload
 from holdfast.sim.world import World
@@ -27,6 +30,7 @@ STUCK_NS = 3_000_000_000
 # A run goes on until it has sent as many requests as it should; while something fails, phases may end early.
 PHASES_FACTOR_MAX = 6
 CALM_NS_MAX = 60_000_000_000
+ACKNOWLEDGEMENTS_MAX = 100  # a volume's FLUSH fails for one loss at a time
 
 
 @dataclass(slots=True)
@@ -58,6 +62,7 @@ class Run:
         self.model = Model()
         self.work = Workload(seed, self.swarm, self.world, self.model)
         self.inspection = Inspection(self.world, self.model, self.work)
+        self.tenants = Tenants(self.world, stream(seed, "tenants"))
         self.outcome = Outcome(seed)
         self._power_failed = False
         self._stuck = False  # the last phase ended before its time
@@ -126,6 +131,8 @@ class Run:
             self._forget_pages()
         if trims:
             work.trim_everything()
+        for _ in range(swarm.tenants):
+            self.tenants.stir()
         if crash:
             self.send(rng.randrange(operations))
             if rng.random() < swarm.busy_crash:
@@ -173,14 +180,32 @@ class Run:
             client = next(client for client in world.clients if client.volume == name and not client.gone)
             if not client.reading:
                 client.read_again()
-            heard: list[Answer] = []
             moment = self.model.tick()
-            client.send(CMD_FLUSH, heard=heard.append)
-            world.settle(partial(bool, heard))
+            heard = self._flush(client)
+            for _ in range(ACKNOWLEDGEMENTS_MAX):
+                volume = world.engine.by_name[name]
+                if not (heard[0].errno == EIO and self._may_lose and volume.loss_open):
+                    break
+                # The medium has lost something for good, and FLUSH says so until somebody has heard it.
+                world.wait_for(partial(world.engine.volumes.acknowledge_loss, name, volume.loss_epoch))
+                world.settle()
+                moment = self.model.tick()
+                heard = self._flush(client)
             assert heard[0].errno == 0, f"a flush when nothing fails: errno {heard[0].errno}"
             work.flushed = max(work.flushed, moment)
             self.model.must_survive(moment)
         world.settle()
+
+    @property
+    def _may_lose(self) -> bool:
+        """True where a block can be damaged for good, or be misread so often that it is taken for that."""
+        return self.swarm.damage or any(kind == FLIP for _point, kind, _rate in self.swarm.faults)
+
+    def _flush(self, client: SimClient) -> list[Answer]:
+        heard: list[Answer] = []
+        client.send(CMD_FLUSH, heard=heard.append)
+        self.world.settle(partial(bool, heard))
+        return heard
 
     def _forget_pages(self) -> None:
         """Drop every page of the maps that can be read again: looking at everything has brought all of them in."""
@@ -235,6 +260,7 @@ class Run:
             self.inspection.check_damaged()
             return False
         self.inspection.check_recovered(power_failed=self._power_failed)
+        self.tenants.check()
         self._power_failed = False
         return True
 
@@ -257,6 +283,7 @@ class Run:
             self.world.open()
         except HoldfastError as error:
             raise AssertionError(f"the pool does not open after a clean end: {error}") from error
+        self.tenants.check()
         self.inspection.check_quiet()
 
     def close(self) -> None:

@@ -52,6 +52,7 @@ class Swarm:
     faulty: float  # how often a phase has faults
     faults: list[tuple[str, str, float]] = field(default_factory=list)
     damage: bool = False  # the medium lies: what it holds may be wrong
+    tenants: int = 0  # so many changes of groups begin with each phase
 
 
 def draw_swarm(seed: int | str, operations: int) -> Swarm:
@@ -117,6 +118,9 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
             swarm.length_max, swarm.busy_crash, swarm.phases, swarm.storm = 128 * BLOCK_SIZE_BYTES, 0.0, 1, False
             actions.pop("checkpoint", None)
         swarm.crash, swarm.slot_loss = 1.0, 0.5
+    if rng.random() < 0.4:
+        swarm.tenants = rng.choice([1, 2, 5])
+        swarm.world.uids = rng.choice([(None,), (None, 1000), (1000, 1001)])
     rude = False
     if rng.random() < 0.08:
         # Clients that send a lot, and are gone before it is answered, or while it is.

@@ -15,7 +15,7 @@ import numpy as np
 
 from holdfast.engine import Engine, EngineOptions
 from holdfast.errors import HoldfastError
-from holdfast.memory.budget import Budget, RefusingBudget
+from holdfast.memory.group import KIND_NAMES, Kind
 from holdfast.memory.plan import MemoryPlan
 from holdfast.pool.format import new_superblock
 from holdfast.pool.superblock import Superblock
@@ -54,10 +54,12 @@ class WorldConfig:
     pages_per_turn: int = 64
     read_buffer_bytes: int = 2 * MIB
     connection_bytes: int = MIB
+    state_bytes: int = MIB
     disk: DiskCharacter = field(default_factory=DiskCharacter)
     room_bytes: int = 208 * KIB  # of a connection, in each direction
     portions: float = 0.1
     wake_ns: int = 20_000
+    uids: tuple[int | None, ...] = (None,)  # whose the clients are
     batch_ns: int = 20_000
 
 
@@ -81,6 +83,7 @@ class World:
             page_bytes=self.config.pages * BLOCK_SIZE_BYTES,
             read_buffer_bytes=self.config.read_buffer_bytes,
             connection_bytes=self.config.connection_bytes,
+            state_bytes=self.config.state_bytes,
         )
         self.boot = 1
         self.life = 0  # how many servers there were before this one
@@ -118,7 +121,7 @@ class World:
         )
         brought_up = bring_up(
             around,
-            EngineOptions(self.plan, pages_per_turn=self.config.pages_per_turn, budget=self._budget),
+            EngineOptions(self.plan, pages_per_turn=self.config.pages_per_turn, refuses=self._refuses, verify=True),
             new=self._new_superblock,
             adjust=lambda superblock: replace(superblock, capacity_segments=self.config.segments),
         )
@@ -131,7 +134,6 @@ class World:
             self.loop,
             clock=self.clock,
             allocate=lambda size: self._scratch_buffer(size, given),
-            connection_bytes=self.plan.connection_bytes,
         )
         self.loop.before_sleep.append(self.server.answer)
         self.wait_for(lambda done: self.engine.open(brought_up.known_end, done), self.failures)
@@ -253,8 +255,9 @@ class World:
             if client.waiting and not client.gone
         ]
         flusher = self.engine.flusher
+        cycles = self.engine.waits.picture().cycles()
         return (
-            f"tasks {tasks}, clients {clients}, space {self.engine.space.counts()}, "
+            f"cycles {cycles}, tasks {tasks}, clients {clients}, space {self.engine.space.counts()}, "
             f"disk {'busy' if self.disk.busy else 'idle'}, flusher {'idle' if flusher.idle else 'at work'}, "
             f"durable {flusher.durable}, sealed {self.engine.log.sealed}, position {self.engine.log.position}"
         )
@@ -333,6 +336,7 @@ class World:
             volume,
             structured=structured,
             wake_ns=lambda: int(2 * mean_ns * rng.random()),
+            uid=rng.choice(self.config.uids),
         )
         client_of.append(client)
 
@@ -350,8 +354,8 @@ class World:
 
     # ---- memory
 
-    def _budget(self, name: str, limit_bytes: int) -> Budget:
-        return RefusingBudget(name, limit_bytes, lambda _count: self.faults.strike(name))
+    def _refuses(self, kind: Kind, _count_bytes: int) -> str:
+        return self.faults.strike(KIND_NAMES[kind])
 
     def _scratch_buffer(self, size_bytes: int, given: dict[int, list[memoryview]]) -> memoryview:
         """Buffers that every life of the server fills anew are not made anew."""

@@ -14,14 +14,19 @@ Invariants
  1. The parent of a resident page is resident: so a checkpoint never waits for a page to be read.
  2. A page is evicted only if it is clean and has no resident children (`children` also counts reads under way).
  3. Pages above the leaves are changed by a checkpoint only.
+ 4. A slot that is taken is charged to the group of its volume. Nothing is evicted to make room within `take_slots`: a
+    refusal is noted, and the reclaimer calls `shrink` in a turn of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
-from holdfast.memory.budget import Budget
+from holdfast.memory.group import Group, Kind
+from holdfast.memory.reclaim import Pressure
 from holdfast.pool.block import VOLUME_SHIFT
 from holdfast.units import BLOCK_SIZE_BYTES
 
@@ -30,19 +35,29 @@ PAGE_SHIFT = 9
 PAGE_MASK = PAGE_ENTRIES - 1
 PAGES_MIN = 64
 EVICTION_BATCH = 64
+RETURN_BATCH = 256  # slots a tick that come back once the host has enough memory again
 
 
 class PageCache:
     """All fields belong to the loop thread. `arena` is (pages, 512) of u64; `words` is the same memory, flat."""
 
-    def __init__(self, buffer: memoryview, budget: Budget) -> None:
+    def __init__(
+        self, buffer: memoryview, root: Group, *, hand_back: Callable[[memoryview], None] = lambda _page: None
+    ) -> None:
+        """`root`: of the tree of groups; its limit of map pages is set here. `hand_back` is told of a page whose memory
+        the host may have for now."""
         pages = len(buffer) // BLOCK_SIZE_BYTES
         assert pages >= PAGES_MIN
         self.pages = pages
         self.bytes = buffer[: pages * BLOCK_SIZE_BYTES]
         self.words = self.bytes.cast("Q")
         self.arena: npt.NDArray[np.uint64] = np.frombuffer(self.bytes, np.uint64).reshape(pages, PAGE_ENTRIES)
-        self._budget = budget  # a page of it for each slot that is taken
+        self.root = root
+        self._hand_back = hand_back
+        self._groups: list[Group] = [root] * pages  # who pays for each slot that is taken
+        self._group_column = np.zeros(pages, np.int32)  # the same, by number
+        self.withdrawn: list[int] = []  # free slots whose memory the host has
+        root.limits[Kind.MAP_PAGES] = pages * BLOCK_SIZE_BYTES
         self.slot_of: dict[int, int] = {}
         self.key_of: list[int] = [0] * pages
         self._stamp_column = np.zeros(pages, np.int64)
@@ -63,35 +78,77 @@ class PageCache:
         at = slot * BLOCK_SIZE_BYTES
         return self.bytes[at : at + BLOCK_SIZE_BYTES]
 
-    def take_slots(self, count: int) -> list[int]:
-        """So many free slots, evicting clean pages where there are too few. None at all, if every page is dirty or has
-        resident children, or the budget refuses."""
-        free = self.free
-        if len(free) < count:
-            self._evict()
-            if len(free) < count:
-                return []
-        if not self._budget.try_charge(count * BLOCK_SIZE_BYTES):
+    def take_slots(self, count: int, group: Group) -> list[int]:
+        """So many free slots, charged to `group`; none at all if it, or a group above it, refuses."""
+        if group.try_charge(Kind.MAP_PAGES, count * BLOCK_SIZE_BYTES) is not None:
             return []
-        taken = free[-count:]
-        del free[-count:]
+        taken = self.free[-count:]
+        del self.free[-count:]
+        for slot in taken:
+            self._groups[slot] = group
+            self._group_column[slot] = group.number
         return taken
-
-    def _evict(self) -> None:
-        evictable = np.flatnonzero(self._used & (self._stamp_column == 0) & (self._children_column == 0))
-        if not len(evictable):
-            return
-        # In the order of the slots, from where the last round stopped: first in, first out, near enough.
-        start = int(np.searchsorted(evictable, self._hand))
-        chosen = np.roll(evictable, -start)[:EVICTION_BATCH].tolist()
-        for slot in chosen:
-            self.forget(slot)
-        self._hand = chosen[-1] + 1
 
     def give_back(self, slot: int) -> None:
         """Return a slot that `take_slots` gave and `install` never used."""
-        self._budget.release(BLOCK_SIZE_BYTES)
+        self._groups[slot].release(Kind.MAP_PAGES, BLOCK_SIZE_BYTES)
         self.free.append(slot)
+
+    # ---- giving way
+
+    def shrink(self, group: Group) -> int:
+        """Evict a batch of clean pages, of `group`, or of all groups if it is the root; returns their bytes."""
+        evictable = self._used & (self._stamp_column == 0) & (self._children_column == 0)
+        if group is not self.root:
+            evictable &= self._group_column == group.number
+        slots = np.flatnonzero(evictable)
+        if not len(slots):
+            return 0
+        # In the order of the slots, from where the last round stopped: first in, first out, near enough.
+        slots = np.roll(slots, -int(np.searchsorted(slots, self._hand)))
+        evicted = 0
+        for slot in slots.tolist():
+            owner = self._groups[slot]
+            if owner is not group and owner.usage[Kind.MAP_PAGES] <= owner.minimums[Kind.MAP_PAGES]:
+                continue  # it is sure of these
+            self.forget(slot)
+            self._hand = slot + 1
+            evicted += 1
+            if evicted == EVICTION_BATCH:
+                break
+        return evicted * BLOCK_SIZE_BYTES
+
+    def give_way(self, pressure: Pressure) -> int:
+        """Let the host have the memory of some slots while it has too little, and take it again after that; returns
+        the bytes given. At least `PAGES_MIN` slots stay."""
+        root = self.root
+        if pressure is Pressure.NONE:
+            count = min(len(self.withdrawn), RETURN_BATCH)
+            self.free += [self.withdrawn.pop() for _ in range(count)]
+            root.limits[Kind.MAP_PAGES] += count * BLOCK_SIZE_BYTES
+            return -count * BLOCK_SIZE_BYTES
+        share = 4 if pressure is Pressure.HIGH else 16
+        wanted = min(self.pages // share, self.pages - len(self.withdrawn) - max(PAGES_MIN, self.pages // 8))
+        while len(self.free) < wanted and self.shrink(root):
+            pass
+        count = max(0, min(wanted, len(self.free)))
+        for _ in range(count):
+            slot = self.free.pop()
+            self._hand_back(self.view(slot))
+            self.withdrawn.append(slot)
+        root.limits[Kind.MAP_PAGES] -= count * BLOCK_SIZE_BYTES
+        return count * BLOCK_SIZE_BYTES
+
+    def move_volume(self, key_base: int, group: Group) -> None:
+        """From now on `group` pays for the pages of a volume, whatever its limit."""
+        for key, slot in self.slot_of.items():
+            if key >> VOLUME_SHIFT == key_base >> VOLUME_SHIFT and self._groups[slot] is not group:
+                self._groups[slot].release(Kind.MAP_PAGES, BLOCK_SIZE_BYTES)
+                group.charge(Kind.MAP_PAGES, BLOCK_SIZE_BYTES)
+                self._groups[slot] = group
+                self._group_column[slot] = group.number
+
+    # ---- pages
 
     def install(self, slot: int, key: int, parent_slot: int) -> None:
         """The slot now holds page `key`; `parent_slot` is -1 for a root."""
@@ -118,7 +175,7 @@ class PageCache:
         parent_slot = self._parents[slot]
         if parent_slot >= 0:
             self.children[parent_slot] -= 1
-        self._budget.release(BLOCK_SIZE_BYTES)
+        self._groups[slot].release(Kind.MAP_PAGES, BLOCK_SIZE_BYTES)
         self.free.append(slot)
 
     def forget_volume(self, key_base: int) -> None:

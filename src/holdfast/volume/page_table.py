@@ -12,7 +12,15 @@ from __future__ import annotations
 import numpy as np
 
 from holdfast.errors import CorruptionError, DiskError
-from holdfast.pool.block import ADDRESS_BITS, CHECK_MASK, KIND_MAP, LEVEL_SHIFT, VOLUME_SHIFT, page_place
+from holdfast.pool.block import (
+    ADDRESS_BITS,
+    CHECK_MASK,
+    KIND_MAP,
+    LEVEL_SHIFT,
+    VOLUME_SHIFT,
+    is_given_up,
+    page_place,
+)
 from holdfast.units import BLOCK_SIZE_BYTES
 from holdfast.volume.block_reader import DAMAGED, BlockReader
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
@@ -71,12 +79,13 @@ class PageTable:
                 continue
             if parent >= 0:
                 cache.children[parent] += 1  # not evicted for its child's sake
-            slots = cache.take_slots(top - level + 1)
+            slots = cache.take_slots(top - level + 1, volume.group.memory)
             if parent >= 0:
                 cache.children[parent] -= 1
             if not slots:
                 yield self.page_room
                 continue
+            held = self._scheduler.hold(self.page_room, len(slots))
             try:
                 while True:
                     place = index >> PAGE_SHIFT * (top - level)
@@ -90,6 +99,7 @@ class PageTable:
                         return parent
                     top -= 1
             finally:
+                held.release()
                 for slot in slots:
                     cache.give_back(slot)
                 # Whoever found every slot taken by pages on their way in: these can be evicted now, or were given
@@ -116,17 +126,21 @@ class PageTable:
         cache.install(slot, key, parent)
 
     def _load(self, entry: int, key: int, slot: int, volume: Volume) -> Work:
-        waiting = self._loading[key] = Waitlist(self._scheduler, f"page {key:#x}")
+        waiting = self._loading[key] = Waitlist(self._scheduler, f"map page {key:#x}", kind="a map page")
+        held = self._scheduler.hold(waiting)
         errno = -1
         try:
             errno = yield from self.reader.read(entry, key, KIND_MAP, self.cache.view(slot))
         finally:
+            held.release()
             del self._loading[key]
             waiting.wake()
         self.pages_read += 1
         if errno:
             where = f"map page {key:#x} of volume {volume.name}"
             if errno == DAMAGED:
+                if not is_given_up(entry):
+                    volume.note_loss()
                 raise PageDamagedError(f"{where} is damaged; 2 MiB or more cannot be read: run `holdfast check`", key)
             raise DiskError(f"{where} cannot be read: errno {errno}", errno)
 

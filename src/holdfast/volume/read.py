@@ -12,8 +12,8 @@ from itertools import pairwise
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from holdfast.errors import HoldfastError
-from holdfast.pool.block import ADDRESS_MASK, CHECK_MASK, SEED_DATA, first_mismatch
+from holdfast.errors import HoldfastError, Resource, resource_of
+from holdfast.pool.block import ADDRESS_MASK, CHECK_MASK, SEED_DATA, first_mismatch, is_given_up
 from holdfast.runtime.ports import READ, Io
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.block_reader import BlockReader
@@ -33,8 +33,8 @@ PREFETCH_LEAVES_MAX = 16  # 32 MiB, as much as a READ may ask for
 class ReadError(HoldfastError):
     """Part of a range cannot be read. `offset`: the first byte that cannot."""
 
-    def __init__(self, message: str, errno: int, offset: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, errno: int, offset: int, resource: Resource | None) -> None:
+        super().__init__(message, resource=resource)
         self.errno = errno
         self.offset = offset
 
@@ -192,7 +192,7 @@ class Reader:
             try:
                 slot = yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=False)
             except HoldfastError as error:
-                raise ReadError(str(error), error.errno, lba << BLOCK_SHIFT) from error
+                raise ReadError(str(error), error.errno, lba << BLOCK_SHIFT, error.resource) from error
             if slot < 0:
                 into[:] = bytes(len(into))
                 return
@@ -214,14 +214,21 @@ class Reader:
             if failed is not None:
                 where = (lba + max(bad, 0)) << BLOCK_SHIFT
                 errno = -failed.result
-                raise ReadError(f"segment {failed.file:08x} cannot be read: errno {errno}", errno, where)
+                raise ReadError(
+                    f"segment {failed.file:08x} cannot be read: errno {errno}", errno, where, resource_of(errno)
+                )
             if not dropped:
                 # A cached copy can be stale or damaged where the disk is right: ask the disk before saying so.
                 dropped = True
                 self._drop_cached(entries)
                 continue
-            volume.note_damage(lba + bad, "its check does not match")
-            raise ReadError(f"block {lba + bad} of volume {volume.name} is damaged", EIO, (lba + bad) << BLOCK_SHIFT)
+            volume.note_damage(lba + bad, "its check does not match", known=is_given_up(entries[bad]))
+            raise ReadError(
+                f"block {lba + bad} of volume {volume.name} is damaged; overwrite it whole",
+                EIO,
+                (lba + bad) << BLOCK_SHIFT,
+                Resource.DAMAGE,
+            )
 
     def _covers(self, io: Io, entry: int) -> bool:
         address = entry & ADDRESS_MASK

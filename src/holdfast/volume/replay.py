@@ -131,6 +131,7 @@ class Replayer:
 
     def _leave_out(self, volume: Volume, error: PageDamagedError) -> None:
         self._findings.append(str(error))
+        volume.note_loss()
         self.table.poison(volume, error.key)
 
     def _replace(self, volume: Volume, slot: int, inside: npt.NDArray[np.intp], words: Words) -> None:
@@ -138,7 +139,7 @@ class Replayer:
         old = row[inside]
         self.space.drop_blocks(old & _U64(ADDRESS_MASK))
         self.space.count_blocks(words & _U64(ADDRESS_MASK))
-        volume.mapped_blocks += int(np.count_nonzero(words)) - int(np.count_nonzero(old))
+        volume.count_mapped(int(np.count_nonzero(words)) - int(np.count_nonzero(old)))
         row[inside] = words
 
     def _writable_leaf(self, volume: Volume, leaf: int) -> Work:

@@ -1,48 +1,102 @@
-"""The segments of a pool that are held back: what metadata may need must be there before a client's data takes it.
+"""What is held back of a pool for those who must not fail, computed from the list of them (`memory/must_succeed.py`).
 
-Two amounts, kept in the space table, which refuses segments by them:
+    checkpoint            two of them at their largest, because a segment comes free two checkpoints after it was
+                          emptied. Nothing else may take these segments: a pool that could not write a checkpoint could
+                          never be opened again
+    trims and removals    on top of that, what they append before they give space back: a full pool has a way out
+    end of a segment      slots of the ring for its summary and footer, which are written when it is full
 
-    checkpoint_segments   two checkpoints at their largest. Nothing else may take them: a pool that could not write a
-                          checkpoint could never be opened again.
-    reserve_segments      on top of that, what trims, zeroes and removals need before they give space back: a full pool
-                          has a way out
-
-Both grow with the number of volumes, whose table a checkpoint writes, so they are set anew whenever that changes; and
-before a volume is made, to see whether its part can be had.
+The figures grow with the number of volumes and groups, whose table a checkpoint writes, so they are set anew whenever
+that changes; and before a volume is made, to see whether its part can be had. The memory in which the tables are put
+together is reserved as long as the server runs.
 """
 
 from __future__ import annotations
 
 from holdfast.errors import NoSpaceError
+from holdfast.memory.group import Group, Kind
+from holdfast.memory.must_succeed import MustSucceed, Registry
+from holdfast.memory.reservation import Reservation
+from holdfast.pool.segment import summary_blocks, summary_entries_max
 from holdfast.pool.space import ROW_DTYPE, SpaceTable
 from holdfast.pool.tables import ROW_SIZE_BYTES, TABLE_COPIES
 from holdfast.units import BLOCK_SIZE_BYTES
 from holdfast.volume.page_cache import PageCache
 
+CHECKPOINT = "checkpoint"
+FREEING = "trims and removals"
+SEGMENT_END = "end of a segment"
+COLUMN_BYTES = 8  # of the copy of the live column, a segment
+
 
 class Reserve:
     """Sets the reserve in `space`, and in a small pool the limits of dirty pages in `pages`."""
 
-    def __init__(self, space: SpaceTable, pages: PageCache) -> None:
+    def __init__(
+        self, space: SpaceTable, pages: PageCache, system: Group, registry: Registry, *, pages_per_turn: int
+    ) -> None:
+        self.registry = registry
+        self.staging = Reservation(system, Kind.STAGING, 0, "the checkpoint of this pool")
         self._space = space
         self._segment_blocks = 1 << space.segment_shift
+        self._pages_per_turn = pages_per_turn
         capacity_blocks = space.capacity_segments << space.segment_shift
         # A checkpoint writes at most the dirty pages and as many pages above them. In a small pool the number of dirty
         # pages is limited, so that clients get most of the space.
         pages.dirty_hard_limit = max(32, min(pages.dirty_hard_limit, capacity_blocks // 64))
         pages.dirty_soft_limit = pages.dirty_hard_limit // 2
         self._page_blocks = 2 * pages.dirty_hard_limit
+        entries = summary_entries_max(self._segment_blocks)
+        registry.register(
+            MustSucceed(
+                SEGMENT_END,
+                "a full segment is closed with a summary of what is in it before the next one is opened",
+                ring_blocks=summary_blocks(entries) + 1,
+            )
+        )
+        self._register(0, 0)
 
-    def hold_for(self, volumes: int) -> None:
-        """Hold back what the checkpoints of so many volumes may need. Raises NoSpaceError if a pool of this size never
-        has that much; the reserve is set all the same."""
+    def _register(self, volumes: int, groups: int) -> None:
+        """Compute the worst cases for so many volumes and groups."""
+        rows_bytes = (volumes + groups) * ROW_SIZE_BYTES
+        space_bytes = self._space.capacity_segments * ROW_DTYPE.itemsize
+        tables = TABLE_COPIES * ((rows_bytes + space_bytes) // BLOCK_SIZE_BYTES + 4)
+        registry = self.registry
+        registry.register(
+            MustSucceed(
+                CHECKPOINT,
+                "recovery starts from it, and segments come free only with it",
+                log_blocks=self._page_blocks + tables,
+                times=2,
+                segments=2,
+                ring_blocks=self._pages_per_turn + 2,
+                # both tables, their blocks once more, the live column of the moment
+                staging_bytes=2 * (rows_bytes + space_bytes) + self._space.capacity_segments * COLUMN_BYTES,
+            )
+        )
+        registry.register(
+            MustSucceed(
+                FREEING,
+                "they are the way out of a full pool",
+                segments=max(2, registry.segments(CHECKPOINT) // 4),
+                ring_blocks=2,
+            )
+        )
+
+    def hold_for(self, volumes: int, groups: int = 0, *, exist: bool = True) -> None:
+        """Hold back what the checkpoints of so many volumes and groups may need. Raises NoSpaceError if a pool of this
+        size never has that much, the reserve being set all the same; and, unless they exist already, ShortageError if
+        the memory cannot be had."""
         space = self._space
-        table_bytes = space.capacity_segments * ROW_DTYPE.itemsize + volumes * ROW_SIZE_BYTES
-        tables = TABLE_COPIES * (table_bytes // BLOCK_SIZE_BYTES + 4)
-        blocks = 2 * (self._page_blocks + tables)
-        # 2 % for commit headers: there is one for each 252 blocks, and some commits are not full.
-        space.checkpoint_segments = -(-blocks * 102 // 100 // self._segment_blocks) + 2
-        space.reserve_segments = space.checkpoint_segments + max(2, space.checkpoint_segments // 4)
+        self._register(volumes, groups)
+        registry = self.registry
+        space.checkpoint_segments = registry.segments(CHECKPOINT)
+        space.reserve_segments = registry.segments()
+        staging_bytes = max(registry.staging_bytes, self.staging.drawn_bytes)
+        if exist:
+            self.staging.insist_on(staging_bytes)
+        else:
+            self.staging.resize(staging_bytes)
         if space.reserve_segments >= space.capacity_segments - 1:
             raise NoSpaceError(
                 f"the pool is too small for its own metadata, {space.reserve_segments} segments; "

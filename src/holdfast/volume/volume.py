@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
+from holdfast.errors import CorruptionError, ReadOnlyError
+from holdfast.memory.group import Group
 from holdfast.pool.block import VOLUME_SHIFT
 from holdfast.pool.tables import VolumeRow
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
+from holdfast.volume.groups import DEFAULT_GROUP, UNLIMITED_BLOCKS, TenantGroup
 from holdfast.volume.page_cache import PAGE_SHIFT
 
 DAMAGED_BLOCKS_LISTED_MAX = 1000
-UNLIMITED_BLOCKS = 1 << 60  # more than any volume has
+LOSS_EPOCH_MAX = (1 << 16) - 1
+
+
+class OnFull(IntEnum):
+    """What a volume does once a write finds no space, after it has waited for some."""
+
+    ERROR = 0  # ENOSPC to whoever asked; all else goes on
+    READ_ONLY = 1  # the same, and no write is taken until an operator says so; trims are
+
+
+class OnError(IntEnum):
+    """What a volume does once write-back of its data failed. It is tried again in any case."""
+
+    RETRY = 0  # writes are taken as long as there is room for them
+    READ_ONLY = 1  # no write is taken until an operator says so
 
 
 def root_level_for(size_bytes: int) -> int:
@@ -22,6 +41,20 @@ def root_level_for(size_bytes: int) -> int:
     return level
 
 
+def read_only_error(volume: Volume) -> ReadOnlyError:
+    why = f"write-back failed (errno {volume.write_back_errno})" if volume.write_back_errno else "there was no space"
+    return ReadOnlyError(
+        f"it takes no writes since {why}; once that is mended, `holdfast volume set --writable` lets it go on"
+    )
+
+
+def loss_error(volume: Volume) -> CorruptionError:
+    return CorruptionError(
+        f"FLUSH fails because accepted data is lost (loss {volume.loss_epoch}): `holdfast volume show` says what, "
+        f"`holdfast volume acknowledge-loss POOL/{volume.name} {volume.loss_epoch}` ends it"
+    )
+
+
 class Volume:
     """Fields: I fixed when made, L loop thread, C changed by a checkpoint only (in the loop thread)."""
 
@@ -29,12 +62,18 @@ class Volume:
         "connections",
         "created_ns",
         "damaged",
+        "group",
         "key_base",
+        "loss_epoch",
+        "loss_open",
         "mapped_blocks",
         "mapped_blocks_max",
         "name",
+        "on_error",
+        "on_full",
         "on_full_wait_s",
         "quota_bytes",
+        "read_only",
         "removing",
         "root",
         "root_level",
@@ -44,7 +83,8 @@ class Volume:
         "write_back_failures",
     )
 
-    def __init__(self, row: VolumeRow) -> None:
+    def __init__(self, row: VolumeRow, group: TenantGroup | None = None) -> None:
+        """`group`: None for a volume that stands alone, without a server."""
         self.volume_id = row.volume_id  # I
         self.name = row.name  # I
         self.key_base = row.volume_id << VOLUME_SHIFT  # I
@@ -57,6 +97,12 @@ class Volume:
         self.quota_bytes = row.quota_bytes  # L: 0 if there is none
         self.on_full_wait_s = row.on_full_wait_s  # L: how long a write waits for space
         self.mapped_blocks_max = 0  # L: by the quota; a quota that was made smaller may be below what is mapped
+        self.group = group or TenantGroup(0, DEFAULT_GROUP, Group(DEFAULT_GROUP))  # L
+        self.on_full = OnFull(row.on_full)  # L
+        self.on_error = OnError(row.on_error)  # L
+        self.read_only = row.read_only  # L: by one of these policies, or an operator's word
+        self.loss_epoch = row.loss_epoch  # L
+        self.loss_open = row.loss_open  # L: FLUSH fails until an operator has acknowledged the epoch by its number
         self.connections = 0  # L
         self.damaged: dict[int, str] = {}  # L: lba -> what was found, the first DAMAGED_BLOCKS_LISTED_MAX of them
 
@@ -86,8 +132,46 @@ class Volume:
             removing=self.removing,
             quota_bytes=self.quota_bytes,
             on_full_wait_s=self.on_full_wait_s,
+            group_id=self.group.group_id,
+            on_full=self.on_full,
+            on_error=self.on_error,
+            read_only=self.read_only,
+            loss_epoch=self.loss_epoch,
+            loss_open=self.loss_open,
         )
 
-    def note_damage(self, lba: int, what: str) -> None:
+    def count_mapped(self, change: int) -> None:
+        """So many blocks more are mapped, of this volume and of its group."""
+        self.mapped_blocks += change
+        self.group.mapped_blocks += change
+
+    def move_to(self, group: TenantGroup) -> None:
+        """Its space counts in another group from now on, whatever that one's limit is."""
+        self.group.let_go(self.mapped_blocks)
+        self.group = group
+        group.take_in(self.mapped_blocks)
+
+    def write_back_has_failed(self) -> None:
+        """Its data is still dirty, and tried again; what it wants to do about that."""
+        if self.on_error is OnError.READ_ONLY:
+            self.read_only = True
+
+    def found_full(self) -> None:
+        """A write found no space; what it wants to do about that."""
+        if self.on_full is OnFull.READ_ONLY:
+            self.read_only = True
+
+    def note_loss(self) -> bool:
+        """Accepted data is lost for good. Returns True if that begins a new epoch: the last one was acknowledged."""
+        if self.loss_open:
+            return False
+        self.loss_epoch = self.loss_epoch % LOSS_EPOCH_MAX + 1
+        self.loss_open = True
+        return True
+
+    def note_damage(self, lba: int, what: str, *, known: bool = False) -> None:
+        """A block cannot be read any more. `known`: its loss was acknowledged."""
+        if lba not in self.damaged and not known:
+            self.note_loss()
         if len(self.damaged) < DAMAGED_BLOCKS_LISTED_MAX:
             self.damaged.setdefault(lba, what)

@@ -20,20 +20,36 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from holdfast.errors import DiskError, HoldfastError, NoSpaceError, NotFoundError, RequestError
+from holdfast.errors import (
+    DiskError,
+    HoldfastError,
+    NoSpaceError,
+    NotFoundError,
+    RequestError,
+    ShortageError,
+    log_fields,
+)
+from holdfast.memory.context import CONTROL
+from holdfast.memory.group import Group, Kind
+from holdfast.memory.policy import refused
 from holdfast.pool.block import VOLUME_ID_MAX, page_place
 from holdfast.pool.space import SpaceTable
 from holdfast.pool.tables import VolumeRow
 from holdfast.runtime.ports import Clock
-from holdfast.units import VOLUME_SIZE_BYTES_MAX, format_size
+from holdfast.units import KIB, VOLUME_SIZE_BYTES_MAX, format_size
+from holdfast.volume.groups import GroupDirectory
 from holdfast.volume.page_cache import PAGE_SHIFT, PageCache
 from holdfast.volume.page_table import PageDamagedError, PageTable
 from holdfast.volume.reserve import Reserve
+from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings, apply_settings
 from holdfast.volume.volume import Volume, root_level_for
 from holdfast.volume.write import Writer
 from holdfast.work.task import Scheduler, Waitlist, Work, guarded
 
 log_output = logging.getLogger("holdfast.volumes")
+
+# What a volume takes in memory whatever it holds: its row, its name, its places in tables.
+VOLUME_STATE_BYTES = 2 * KIB
 
 Answer = Callable[["Volume | HoldfastError | None"], None]
 
@@ -44,6 +60,8 @@ class Volumes:
     def __init__(
         self,
         by_id: dict[int, Volume],
+        groups: GroupDirectory,
+        system: Group,
         reserve: Reserve,
         space: SpaceTable,
         cache: PageCache,
@@ -59,6 +77,8 @@ class Volumes:
     ) -> None:
         self.by_id = by_id  # L: all, also those that are being made or removed
         self.by_name: dict[str, Volume] = {}  # L
+        self.groups = groups  # L
+        self._system = system  # I: pays for what the volumes themselves take
         self.next_id = next_id  # L
         self._reserve = reserve  # I
         self._space = space  # I
@@ -75,7 +95,15 @@ class Volumes:
         """Add a volume that the pool has already. Raises NoSpaceError."""
         self.by_id[volume.volume_id] = volume
         self.by_name[volume.name] = volume
-        self._reserve.hold_for(len(self.by_id))
+        volume.group.take_in(volume.mapped_blocks)
+        self._system.charge(Kind.STATE, VOLUME_STATE_BYTES)
+        self.hold_reserve()
+
+    def hold_reserve(self, *, more_volumes: int = 0, more_groups: int = 0) -> None:
+        """Hold back what the volumes and groups that there are need, and so many more. Raises what `Reserve.hold_for`
+        does."""
+        volumes, groups = len(self.by_id) + more_volumes, len(self.groups.by_id) + more_groups
+        self._reserve.hold_for(volumes, groups, exist=not more_volumes + more_groups)
 
     def find(self, name: str) -> Volume:
         """The volume of that name. Raises NotFoundError."""
@@ -86,10 +114,8 @@ class Volumes:
 
     # ---- making one
 
-    def create(
-        self, name: str, size_bytes: int, answer: Answer, *, quota_bytes: int = 0, on_full_wait_s: int = 0
-    ) -> None:
-        """Make a volume; `answer` gets it once that is durable, or the error. `quota_bytes`: 0 for none."""
+    def create(self, name: str, size_bytes: int, answer: Answer, settings: VolumeSettings = AS_BY_DEFAULT) -> None:
+        """Make a volume; `answer` gets it once that is durable, or the error."""
         refusal = self._refusal(name, size_bytes)
         if refusal is not None:
             answer(refusal)
@@ -104,10 +130,11 @@ class Volumes:
                 mapped_blocks=0,
                 created_ns=self._clock.wall_ns(),
                 removing=False,
-                quota_bytes=quota_bytes,
-                on_full_wait_s=on_full_wait_s,
-            )
+            ),
+            self.groups.default,
         )
+        volume.group.take_in(0)
+        apply_settings(volume, settings, self._cache)
         self.next_id += 1
         self.by_id[volume.volume_id] = volume  # it is in the checkpoint to come
 
@@ -115,7 +142,7 @@ class Volumes:
             if error is None:
                 self.by_name[name] = volume
             else:
-                del self.by_id[volume.volume_id]
+                self._forget(volume)
             answer(error or volume)
 
         self._scheduler.spawn(guarded(self._checkpoint()), f"create {name}", made)
@@ -129,43 +156,64 @@ class Volumes:
         if self.next_id > VOLUME_ID_MAX:
             return RequestError("no volume id is left in this pool")
         try:
-            self._reserve.hold_for(len(self.by_id) + 1)
-        except NoSpaceError as error:
-            self._reserve.hold_for(len(self.by_id))
+            self.hold_reserve(more_volumes=1)
+        except (NoSpaceError, ShortageError) as error:
+            self.hold_reserve()
             return error
         if self._space.available_segments <= self._space.checkpoint_segments:
             return NoSpaceError("the pool is full: trim or remove volumes, or serve it with more --capacity")
-        return None
+        refuser = self._system.try_charge(Kind.STATE, VOLUME_STATE_BYTES, CONTROL)
+        return None if refuser is None else refused(refuser, Kind.STATE, VOLUME_STATE_BYTES)
+
+    def _forget(self, volume: Volume) -> None:
+        """A volume is gone, or was not made after all."""
+        del self.by_id[volume.volume_id]
+        volume.group.let_go(volume.mapped_blocks)
+        self._system.release(Kind.STATE, VOLUME_STATE_BYTES)
 
     # ---- changing one
 
-    def change(
-        self, name: str, answer: Answer, *, quota_bytes: int | None = None, on_full_wait_s: int | None = None
-    ) -> None:
-        """Change what a volume may map (0: as much as there is) and how long its writes wait for space, at once; None
-        leaves it as it is. `answer` gets the volume once that is durable, or the error."""
+    def change(self, name: str, answer: Answer, settings: VolumeSettings) -> None:
+        """Change a volume at once. `answer` gets it once that is durable, or the error, and then it is as before."""
         try:
             volume = self.find(name)
         except NotFoundError as error:
             answer(error)
             return
-        before = volume.quota_bytes, volume.on_full_wait_s
-
-        def take(quota_bytes: int, on_full_wait_s: int) -> None:
-            volume.set_quota(quota_bytes)
-            volume.on_full_wait_s = on_full_wait_s
-
-        take(
-            before[0] if quota_bytes is None else quota_bytes,
-            before[1] if on_full_wait_s is None else on_full_wait_s,
-        )
+        take_back = apply_settings(volume, settings, self._cache)
 
         def stored(error: HoldfastError | None) -> None:
             if error is not None:
-                take(*before)
+                take_back()
             answer(error or volume)
 
         self._scheduler.spawn(guarded(self._checkpoint()), f"change {name}", stored)
+
+    def acknowledge_loss(self, name: str, epoch: int, answer: Answer) -> None:
+        """An operator knows of the loss: from now on FLUSH succeeds again. `answer` gets the volume once that is
+        durable."""
+        try:
+            volume = self.find(name)
+            if not volume.loss_open:
+                raise RequestError(f"volume {name!r} has no loss that is not acknowledged")
+            if epoch != volume.loss_epoch:
+                raise RequestError(f"the loss of volume {name!r} is number {volume.loss_epoch}, not {epoch}")
+        except RequestError as error:
+            answer(error)
+            return
+
+        def stored(error: HoldfastError | None) -> None:
+            if error is not None:
+                volume.loss_open = True
+            answer(error or volume)
+
+        self._scheduler.spawn(guarded(self._acknowledge(volume)), f"acknowledge {name}", stored)
+
+    def _acknowledge(self, volume: Volume) -> Work:
+        for lba in list(volume.damaged):
+            yield from self._writer.give_up(volume, lba)
+        volume.loss_open = False
+        yield from self._checkpoint()
 
     # ---- removing one
 
@@ -212,7 +260,9 @@ class Volumes:
                 break
             except PageDamagedError as error:
                 # What lies below the page cannot be found: it stays counted as live until a repair counts again.
-                log_output.error("%s; the space below it is not freed", error)
+                log_output.error(
+                    "%s; the space below it is not freed", error, extra=log_fields(error.resource, volume=volume.name)
+                )
                 level, index = page_place(error.key)
                 first = (index + 1) << PAGE_SHIFT * (level + 1)
             except (NoSpaceError, DiskError):
@@ -223,11 +273,13 @@ class Volumes:
         while self._is_checkpoint_running() or self._table.is_loading(volume):
             yield self._next_tick
         self._cache.forget_volume(volume.key_base)
-        del self.by_id[volume.volume_id]
         del self.by_name[volume.name]
-        self._reserve.hold_for(len(self.by_id))
+        self._forget(volume)
+        self.hold_reserve()
         yield from self._checkpoint()
 
     def _removal_done(self, error: HoldfastError | None) -> None:
         if error is not None:
-            log_output.error("a volume cannot be removed: %s", error)
+            log_output.error(
+                "a volume cannot be removed: %s", error, extra=log_fields(error.resource, errno=error.errno)
+            )

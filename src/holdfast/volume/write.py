@@ -15,8 +15,17 @@ from enum import IntEnum
 
 import numpy as np
 
-from holdfast.errors import CorruptionError, DiskError, NoSpaceError
-from holdfast.pool.block import ADDRESS_MASK, KIND_DATA, LBA_MASK, SEED_DATA
+from holdfast.errors import CorruptionError, DiskError, NoSpaceError, Resource
+from holdfast.memory.group import Group
+from holdfast.pool.block import (
+    ADDRESS_BITS,
+    ADDRESS_MASK,
+    CHECK_MASK,
+    KIND_DATA,
+    LBA_MASK,
+    SEED_DATA,
+    is_given_up,
+)
 from holdfast.pool.space import Privilege
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB, format_size
 from holdfast.volume.block_reader import DAMAGED, BlockReader
@@ -39,6 +48,8 @@ class Obstacle(IntEnum):
     NO_PAGE = 4  # the leaf is not resident
     TOO_DIRTY = 5  # too many dirty pages: a checkpoint must come first
     OVER_QUOTA = 6  # the volume may not map as many blocks
+    GROUP_FULL = Room.GROUP_FULL
+    GROUP_OVER_SPACE = 8  # the volumes of the group may not map as many blocks together
 
 
 LEAVES_PER_TURN = 32
@@ -55,9 +66,10 @@ class Writer:
         reader: BlockReader,
         *,
         ring_room: Waitlist,
+        group_room: Waitlist,
         segment_room: Waitlist,
         next_turn: Waitlist,
-        next_tick: Waitlist,
+        full_wait: Waitlist,
         now_ns: Callable[[], int],
     ) -> None:
         self.cache = cache
@@ -66,9 +78,10 @@ class Writer:
         self.log = log
         self.reader = reader
         self.ring_room = ring_room
+        self.group_room = group_room
         self.segment_room = segment_room
         self.next_turn = next_turn
-        self.next_tick = next_tick
+        self.full_wait = full_wait
         self._now_ns = now_ns
         self._slot_of = cache.slot_of
         self._stamp = cache.stamp
@@ -98,7 +111,11 @@ class Writer:
         if not old:
             if volume.mapped_blocks >= volume.mapped_blocks_max:
                 return Obstacle.OVER_QUOTA
+            group = volume.group
+            if group.mapped_blocks >= group.mapped_blocks_max:
+                return Obstacle.GROUP_OVER_SPACE
             volume.mapped_blocks += 1
+            group.mapped_blocks += 1
         words[at] = log.append(block, volume.key_base | lba, SEED_DATA, KIND_DATA)
         if old:
             self._live[(old & ADDRESS_MASK) >> self._shift] -= 1
@@ -125,9 +142,14 @@ class Writer:
             first = here & PAGE_MASK
             count = min(total - done, PAGE_ENTRIES - first, log.room)
             if volume.mapped_blocks + count > volume.mapped_blocks_max:
-                count = self._within_quota(volume, slot, first, count)
+                count = self._within(volume.mapped_blocks_max - volume.mapped_blocks, slot, first, count)
                 if not count:
                     return done, Obstacle.OVER_QUOTA
+            group = volume.group
+            if group.mapped_blocks + count > group.mapped_blocks_max:
+                count = self._within(group.mapped_blocks_max - group.mapped_blocks, slot, first, count)
+                if not count:
+                    return done, Obstacle.GROUP_OVER_SPACE
             part = view[done << BLOCK_SHIFT : (done + count) << BLOCK_SHIFT]
             self._replace(volume, slot, first, log.append_run(part, volume.key_base | here, KIND_DATA))
             done += count
@@ -141,14 +163,14 @@ class Writer:
         replaced = int(np.count_nonzero(row))
         if replaced:
             self.log.space.drop_blocks(row & np.uint64(ADDRESS_MASK))
-        volume.mapped_blocks += int(np.count_nonzero(entries)) - replaced
+        volume.count_mapped(int(np.count_nonzero(entries)) - replaced)
         row[:] = entries
 
-    def _within_quota(self, volume: Volume, slot: int, first: int, count: int) -> int:
-        """How many of `count` blocks from entry `first` of a leaf on can be written before the volume may not map
-        another one."""
+    def _within(self, allowed: int, slot: int, first: int, count: int) -> int:
+        """How many of `count` blocks from entry `first` of a leaf on can be written with `allowed` more of them mapped,
+        less than 0 if there are too many already."""
         holes = np.flatnonzero(self.cache.arena[slot, first : first + count] == 0)
-        allowed = max(volume.mapped_blocks_max - volume.mapped_blocks, 0)
+        allowed = max(allowed, 0)
         return count if len(holes) <= allowed else int(holes[allowed])
 
     def _make_writable(self, slot: int) -> int:
@@ -178,21 +200,20 @@ class Writer:
             yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=True)
         elif obstacle == Obstacle.RING_FULL:
             yield self.ring_room
+        elif obstacle == Obstacle.GROUP_FULL:
+            yield self.group_room
         elif obstacle == Obstacle.NO_SEGMENT:
             yield self.segment_room
         elif patience is not None and patience.is_left():
-            yield self.next_tick
-        elif obstacle == Obstacle.OVER_QUOTA:
-            raise NoSpaceError(
-                f"its quota of {format_size(volume.quota_bytes)} is used up; trim it, or `holdfast volume set --quota`"
-            )
+            yield self.full_wait
         else:
-            raise NoSpaceError(
-                "the pool has no free segment left for client data; trim or remove volumes, or add capacity"
-            )
+            volume.found_full()
+            raise _no_space(obstacle, volume, host_full=self.log.space.host_full)
 
-    def write(self, volume: Volume, offset: int, payload: memoryview) -> Work:
-        """Write any byte range (a task's work); `payload` must stay as it is until the end."""
+    def write(self, volume: Volume, offset: int, payload: memoryview, payer: Group | None = None) -> Work:
+        """Write any byte range (a task's work); `payload` must stay as it is until the end. `payer`: the group to which
+        the dirty data is charged, the volume's unless the issuer has one."""
+        payer = payer or volume.group.memory
         at = 0
         patience = Patience(volume, self._now_ns)
         while at < len(payload):
@@ -200,16 +221,19 @@ class Writer:
             left = len(payload) - at
             if start or left < BLOCK_SIZE_BYTES:
                 count = min(BLOCK_SIZE_BYTES - start, left)
-                yield from self._write_part(volume, lba, start, payload[at : at + count], patience)
+                yield from self._write_part(volume, lba, start, payload[at : at + count], patience, payer)
                 at += count
                 continue
             whole = left & -BLOCK_SIZE_BYTES
+            self.log.bill(payer)
             done, obstacle = self.write_run(volume, lba, payload[at : at + whole])
             at += done << BLOCK_SHIFT
             if obstacle:
                 yield from self.overcome(obstacle, volume, lba + done, patience)
 
-    def _write_part(self, volume: Volume, lba: int, start: int, data: memoryview, patience: Patience) -> Work:
+    def _write_part(
+        self, volume: Volume, lba: int, start: int, data: memoryview, patience: Patience, payer: Group
+    ) -> Work:
         """Read a block, change a part of it, write it. If the block changed while it was read, all over again."""
         owner = volume.key_base | lba
         block = memoryview(bytearray(BLOCK_SIZE_BYTES))
@@ -225,41 +249,65 @@ class Writer:
                 if slot is None or self._words[slot << PAGE_SHIFT | lba & PAGE_MASK] != entry:
                     continue
                 if errno:
-                    self._cannot_read(volume, lba, errno)
+                    self._cannot_read(volume, lba, entry, errno)
             block[start : start + len(data)] = data
+            self.log.bill(payer)
             obstacle = self.write_block(volume, lba, block)
             if not obstacle:
                 return
             yield from self.overcome(obstacle, volume, lba, patience)
 
-    def _cannot_read(self, volume: Volume, lba: int, errno: int) -> None:
+    def _cannot_read(self, volume: Volume, lba: int, entry: int, errno: int) -> None:
         where = f"block {lba} of volume {volume.name}, to be changed in part,"
         if errno == DAMAGED:
-            volume.note_damage(lba, "found when it was to be changed in part")
+            volume.note_damage(lba, "found when it was to be changed in part", known=is_given_up(entry))
             raise CorruptionError(f"{where} is damaged; overwrite it whole")
         raise DiskError(f"{where} cannot be read: errno {errno}", errno)
 
-    def zero(self, volume: Volume, offset: int, length: int, *, allocate: bool) -> Work:
+    def give_up(self, volume: Volume, lba: int) -> Work:
+        """Mark a damaged block as one whose loss is known (a task's work): its map entry gets the check that no block
+        is looked for with, and keeps its address. A checkpoint makes that durable."""
+        block = memoryview(bytearray(BLOCK_SIZE_BYTES))
+        while True:
+            slot = yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=False)
+            entry = 0 if slot < 0 else self._words[slot << PAGE_SHIFT | lba & PAGE_MASK]
+            if entry == 0:
+                break
+            if (yield from self.reader.read(entry, volume.key_base | lba, KIND_DATA, block)) != DAMAGED:
+                break  # overwritten since, or the disk has thought better of it
+            slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
+            if slot is None or self._words[slot << PAGE_SHIFT | lba & PAGE_MASK] != entry:
+                continue
+            if self._stamp[slot] != self.cache.generation:
+                obstacle = self._make_writable(slot)
+                if obstacle:
+                    yield from self.overcome(obstacle, volume, lba)
+                    continue
+            self._words[slot << PAGE_SHIFT | lba & PAGE_MASK] = entry | CHECK_MASK << ADDRESS_BITS
+            return
+        volume.damaged.pop(lba, None)
+
+    def zero(self, volume: Volume, offset: int, length: int, *, allocate: bool, payer: Group | None = None) -> Work:
         """Make a byte range read as zeroes: whole blocks become holes, or written zeroes with `allocate`."""
         end = offset + length
         first, last = -(-offset // BLOCK_SIZE_BYTES), end // BLOCK_SIZE_BYTES
         if first > last or (first == last and offset % BLOCK_SIZE_BYTES and end % BLOCK_SIZE_BYTES):
-            yield from self.write(volume, offset, ZEROES[:length])  # within one block
+            yield from self.write(volume, offset, ZEROES[:length], payer)  # within one block
             return
         head = first * BLOCK_SIZE_BYTES - offset
         if head:
-            yield from self.write(volume, offset, ZEROES[:head])
+            yield from self.write(volume, offset, ZEROES[:head], payer)
         if allocate:
             at = first * BLOCK_SIZE_BYTES
             while at < last * BLOCK_SIZE_BYTES:
                 count = min(last * BLOCK_SIZE_BYTES - at, len(ZEROES))
-                yield from self.write(volume, at, ZEROES[:count])
+                yield from self.write(volume, at, ZEROES[:count], payer)
                 at += count
                 yield self.next_turn  # a long request takes turns with all others
         else:
             yield from self.punch(volume, first, last)
         if end % BLOCK_SIZE_BYTES:
-            yield from self.write(volume, last * BLOCK_SIZE_BYTES, ZEROES[: end % BLOCK_SIZE_BYTES])
+            yield from self.write(volume, last * BLOCK_SIZE_BYTES, ZEROES[: end % BLOCK_SIZE_BYTES], payer)
 
     def trim(self, volume: Volume, offset: int, length: int) -> Work:
         """Let go of the whole blocks within a byte range; what is left over at its ends stays as it is."""
@@ -298,6 +346,7 @@ class Writer:
             if obstacle:
                 return obstacle
         log = self.log
+        log.bill(volume.group.memory)
         if not log.room:
             room = log.make_room(Privilege.FREEING)
             if room:
@@ -306,3 +355,25 @@ class Writer:
         log.room = 0
         self._replace(volume, slot, start, np.zeros(stop - first, np.uint64))
         return Obstacle.NONE
+
+
+def _no_space(obstacle: int, volume: Volume, *, host_full: bool) -> NoSpaceError:
+    """The space that is used up, and what to do."""
+    if obstacle == Obstacle.OVER_QUOTA:
+        quota = format_size(volume.quota_bytes)
+        return NoSpaceError(
+            f"its quota of {quota} is used up; trim it, or `holdfast volume set --quota`", resource=Resource.QUOTA
+        )
+    if obstacle == Obstacle.GROUP_OVER_SPACE:
+        group = volume.group
+        return NoSpaceError(
+            f"the space of its group {group.name!r}, {format_size(group.limits.space_bytes)}, is used up; trim or "
+            "remove volumes of the group, or `holdfast group set --space`",
+            resource=Resource.GROUP_SPACE,
+        )
+    if host_full:
+        return NoSpaceError(
+            "the filesystem below the pool has no room for another segment; free some of it",
+            resource=Resource.HOST_FILESYSTEM,
+        )
+    return NoSpaceError("the pool has no free segment left for client data; trim or remove volumes, or add capacity")

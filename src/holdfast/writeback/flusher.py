@@ -18,12 +18,13 @@ After a crash nothing of this class is needed: `Ring` says what was durable.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from holdfast.runtime.ports import SYNC, WRITE, Io
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
-from holdfast.work.task import StartIo
+from holdfast.work.task import Owner, StartIo
+from holdfast.work.waits import DISK, Wait
 from holdfast.writeback.log import Log
 
 WRITE_BLOCKS_MAX = MIB // BLOCK_SIZE_BYTES  # a direct write of 1 MiB reaches the bandwidth of the disk
@@ -31,6 +32,8 @@ WRITES_IN_FLIGHT_MAX = 4
 EAGER_BLOCKS_MIN = 64  # without anyone waiting, smaller writes are left to gather
 RETRY_DELAY_NS_MIN = 50_000_000
 RETRY_DELAY_NS_MAX = 5_000_000_000
+
+FLUSHER = "the flusher"  # among those who wait, or end waits
 
 Waiter = Callable[[int], None]  # called with 0 or an errno
 
@@ -55,13 +58,17 @@ class Flusher:
         self.writes = 0
         self.syncs = 0
         self.failures = 0
+        self.failed_with: Counter[int] = Counter()  # the same failures, by errno
+        self.retries = 0
+        self.paused_ns = 0  # in the pauses that are over
         self.last_errno = 0
         self._in_flight: deque[_Extent] = deque()
         self._syncs_in_flight = 0
         self._sync_target = 0
         self._sync_failed = False
         self._unsynced: dict[int, None] = {}  # segments with completed writes that are not durable
-        self._waiters: deque[tuple[int, Waiter]] = deque()
+        # Log position, whom to call, since when (to the tick), what waits and on whose behalf.
+        self._waiters: deque[tuple[int, Waiter, int, str, Owner | None]] = deque()
         self._round_end = 0  # position that the running round makes durable; 0 when none runs
         self._errno = 0  # failure of this round; the round ends when nothing is in flight any more
         self.pause_ns = 0  # after a failure: how long from then on until `resume` is to be called
@@ -69,18 +76,22 @@ class Flusher:
         self._got_on_to = 0  # `written` at the last failure
         self._dirty_limit_blocks = max(EAGER_BLOCKS_MIN, min(log.ring.blocks // 4, 16 * WRITE_BLOCKS_MAX))
         self._aged_position = 0
+        self._now_ns = 0  # at the last tick
+        self._since_ns = 0  # the last tick at which it had nothing to wait for, or had got on
+        self._seen = (-1, -1)  # how far it had come by then
         # The map from position to file; the ring's window drops a segment only after it is durable.
         self._segment_of: dict[int, int] = {}
 
     # ---- requests
 
-    def when_durable(self, waiter: Waiter) -> None:
-        """Call `waiter(0)` once everything appended so far is durable, or with an errno if that attempt failed."""
+    def when_durable(self, waiter: Waiter, operation: str = "", owner: Owner | None = None) -> None:
+        """Call `waiter(0)` once everything appended so far is durable, or with an errno if that attempt failed.
+        `operation`: what waits, where no task does."""
         position = self.log.position if self.log.open_entries else self.log.sealed
         if self.durable >= position:
             waiter(0)
             return
-        self._waiters.append((position, waiter))
+        self._waiters.append((position, waiter, self._now_ns, operation, owner))
 
     @property
     def idle(self) -> bool:
@@ -112,17 +123,46 @@ class Flusher:
 
     def resume(self) -> None:
         """The pause after a failure is over."""
+        self.retries += 1
+        self.paused_ns += self.pause_ns
         self.pause_ns = 0
         self.pump()
 
-    def tick(self) -> None:
+    def push(self) -> None:
+        """Write what there is now, though nobody waits for it to be durable: some group needs its share of the ring."""
+        if not self._round_end and not self.pause_ns and not self._errno:
+            self.log.seal_commit()
+            self._begin_round(self.log.sealed)
+
+    def tick(self, now_ns: int = 0) -> None:
         """Called some times a second: pushes out what nobody asked for in a while."""
         log = self.log
+        self._now_ns = now_ns
+        seen = (self.written, self.durable)
+        if seen != self._seen or not (self._in_flight or self._syncs_in_flight or self.pause_ns):
+            self._seen = seen
+            self._since_ns = now_ns
         if not self._round_end and not self.pause_ns and self.durable < self._aged_position:
             log.seal_commit()
             self._begin_round(log.sealed)
         self._aged_position = log.position if log.open_entries else log.sealed
         self.pump()
+
+    def waits(self) -> list[Wait]:
+        """What the flusher waits for, and the requests that wait for it without a task."""
+        found = []
+        if self._in_flight or self._syncs_in_flight:
+            under_way = f"{DISK}: {len(self._in_flight)} writes, {self._syncs_in_flight} syncs of the log"
+            found.append(Wait(FLUSHER, under_way, self._since_ns, ended_by=(DISK,)))
+        elif self.pause_ns:
+            pause = f"the end of its pause: write-back failed (errno {self.last_errno})"
+            found.append(Wait(FLUSHER, pause, self._since_ns, ended_by=("the clock",)))
+        for _, _, since_ns, operation, owner in self._waiters:
+            if owner is not None:
+                found.append(
+                    Wait(operation, "durability", since_ns, owner.volume_name, owner.peer, ended_by=(FLUSHER,))
+                )
+        return found
 
     def _begin_round(self, end: int) -> None:
         if end > self.durable:
@@ -215,7 +255,8 @@ class Flusher:
     def _advance(self, position: int) -> None:
         """Everything below `position` is durable: publish, release slots, answer."""
         assert self.durable <= position <= self.written
-        self.durable = self.log.durable = position
+        self.durable = position
+        self.log.became_durable(position)
         self.last_errno = 0
         self._retry_delay_ns = RETRY_DELAY_NS_MIN
         if position >= self._round_end:
@@ -228,6 +269,7 @@ class Flusher:
 
     def _fail(self, errno: int) -> None:
         self.failures += 1
+        self.failed_with[errno] += 1
         if not self._errno:
             self._errno = errno
 
@@ -251,7 +293,7 @@ class Flusher:
         self._retry_delay_ns = min(2 * self._retry_delay_ns, RETRY_DELAY_NS_MAX)
         self.failed(self.written, end, self.last_errno)
         waiters, self._waiters = self._waiters, deque()
-        for _, waiter in waiters:
+        for _, waiter, *_ in waiters:
             waiter(self.last_errno)
 
     def _jittered(self, delay_ns: int) -> int:

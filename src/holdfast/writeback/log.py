@@ -7,10 +7,12 @@ Invariants
  1. `durable <= sealed <= position`, and `position - durable <= ring.blocks`: no slot is used again before what it holds
     is durable.
  2. A commit is sealed once and never changes after that.
- 3. Clients leave `RING_RESERVE_BLOCKS` slots alone, so that sealing a segment, metadata and a checkpoint always find
+ 3. Clients leave `reserve_blocks` slots alone, so that sealing a segment, metadata and a checkpoint always find
     room once the flusher has written what is sealed; and the flusher needs no room at all. That is why a full ring
     drains.
  4. What was appended since the last `publish` is acknowledged to nobody.
+ 5. Whoever appends on behalf of a client has said whose it is (`bill`), and no group gets more of the ring than its
+    limit, but for the end of a segment.
 
 After a crash of the process the ring is written out and recovery goes on as after a power failure, from the segment
 files.
@@ -24,6 +26,7 @@ from enum import IntEnum
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from holdfast.memory.group import Group, Kind
 from holdfast.pool.block import (
     ADDRESS_BITS,
     CHECK_MASK,
@@ -51,9 +54,8 @@ from holdfast.pool.segment import (
 )
 from holdfast.pool.space import Privilege, SpaceTable
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
+from holdfast.writeback.dirty import DirtyStretches
 from holdfast.writeback.ring import Ring
-
-RING_RESERVE_BLOCKS = 128
 
 _ENTRY = struct.Struct("<QII")
 _NUMBERS = np.arange(COMMIT_ENTRIES_MAX, dtype=np.uint64)
@@ -69,13 +71,23 @@ class Room(IntEnum):
     RING_FULL = 1  # wait until more is durable
     NO_SEGMENT = 2  # wait until a segment is prepared or freed
     NO_SPACE = 3  # nothing to wait for: the pool is full
+    GROUP_FULL = 7  # the group that pays has its share of the ring: wait until more of it is durable
 
 
 class Log:
     """Fields: I fixed when made, L loop thread, F set by the flusher (in the same thread)."""
 
-    def __init__(self, ring: Ring, space: SpaceTable, *, tag: int, epoch: int) -> None:
+    def __init__(
+        self, ring: Ring, space: SpaceTable, *, tag: int, epoch: int, system: Group, reserve_blocks: int
+    ) -> None:
+        """`system`: the group that pays for what no client asked for. `reserve_blocks`: slots that clients leave to
+        whoever must not fail; the root of the groups gets the rest as its limit."""
         self.ring = ring  # I
+        self.dirty = DirtyStretches(system)  # I
+        self.payer = system  # L: whose the appends of clients are
+        self._billed = system  # L: whose the appends since `dirty.settled` are
+        self.reserve_blocks = reserve_blocks  # I
+        system.root.limits[Kind.RING] = (ring.blocks - reserve_blocks) << BLOCK_SHIFT
         self.space = space  # I
         self.tag = tag  # I
         self.epoch = epoch  # I
@@ -115,6 +127,7 @@ class Log:
         self.next_ordinal = next_ordinal
         self.offset = position & (self.segment_blocks - 1)
         self.position = self.sealed = self.durable = self.start = position
+        self.dirty.start_at(position)
         self.address = segment << self.shift | self.offset
         self._slot_at = position % self.ring.blocks * BLOCK_SIZE_BYTES
         # Over the limit the segment went without a summary before, and may hold more commits than leave room for one.
@@ -127,9 +140,16 @@ class Log:
         """No segment is open: the first append opens one."""
         self.next_ordinal = next_ordinal
         self.position = self.sealed = self.durable = self.start = next_ordinal << self.shift
+        self.dirty.start_at(self.position)
         self.segment = -1
 
     # ---- appending
+
+    def bill(self, group: Group) -> None:
+        """From now on what clients append is charged to `group`."""
+        if group is not self.payer:
+            self.payer = group
+            self.room = 0
 
     def append(self, block: bytes | bytearray | memoryview, owner: int, seed: int, kind: int) -> int:
         """Append one block; returns its map entry. Needs `room >= 1`. `seed` is the kind's `SEED_*`."""
@@ -185,7 +205,12 @@ class Log:
 
     def make_room(self, privilege: Privilege = Privilege.CLIENT) -> Room:
         """Make `room` at least 1, or say what stands in the way. Opens and seals commits and segments as needed."""
-        reserve = 0 if privilege else RING_RESERVE_BLOCKS
+        reserve = 0 if privilege else self.reserve_blocks
+        self._settle(self.dirty.system if privilege is Privilege.CHECKPOINT else self.payer)
+        if privilege is Privilege.CLIENT:
+            refused = self._admit()
+            if refused is not Room.YES:
+                return refused
         while True:
             if privilege < self.privilege:
                 self.privilege = min(self.privilege, self.space.least_privilege())
@@ -216,7 +241,28 @@ class Log:
             if ring_left <= 0:
                 return Room.RING_FULL
             self.room = min(entries_left, segment_left, ring_left, ring_bytes_left >> BLOCK_SHIFT)
+            if privilege is Privilege.CLIENT:
+                self._settle(self.payer)
+                group_left = self.payer.room_bytes(Kind.RING) >> BLOCK_SHIFT
+                if group_left <= 0:
+                    self.room = 0
+                    return self._admit()
+                self.room = min(self.room, group_left)
             return Room.YES
+
+    def _settle(self, next_group: Group) -> None:
+        """Charge what was appended to whoever appended it; what comes now is `next_group`'s."""
+        self.dirty.settle(self.position, self._billed)
+        self._billed = next_group
+
+    def _admit(self) -> Room:
+        """Whether the payer may have at least one block more; a refusal is noted for the reclaimer, which has what is
+        dirty written."""
+        refuser = self.payer.try_charge(Kind.RING, BLOCK_SIZE_BYTES)
+        if refuser is None:
+            self.payer.release(Kind.RING, BLOCK_SIZE_BYTES)  # what is appended is charged when it is settled
+            return Room.YES
+        return Room.RING_FULL if refuser is self.payer.root else Room.GROUP_FULL
 
     def offset_now(self) -> int:
         """Next free block of the open segment."""
@@ -361,6 +407,7 @@ class Log:
             and self.durable == self._published_durable
         ):
             return
+        self.dirty.settle(self.position, self._billed)
         self._published_position = self.position
         self._published_entry_at = self._entry_at
         self._published_durable = self.durable
@@ -370,6 +417,11 @@ class Log:
             commit_position=self._commit_position,
             entry_count=self.open_entries,
         )
+
+    def became_durable(self, position: int) -> None:
+        """Everything below `position` is durable: those who paid for it have that much of the ring again."""
+        self.durable = position
+        self.dirty.release(position)
 
     def slot_of(self, address: int) -> int:
         """Byte offset in `slots` of a block that the ring still holds, or -1."""

@@ -15,14 +15,24 @@ from tests.sim.mutants.pool import CHECKPOINT_AND_SPACE
 from tests.sim.mutants.recovery import RECOVERY
 from tests.sim.mutants.serving import SERVING
 from tests.sim.mutants.volume import VOLUMES
-from tests.sim.mutants.work import WAITING
+from tests.sim.mutants.work import ORDER_OF_WAITS, WAITING
 from tests.sim.mutants.writeback import FLUSHER, RING_AND_LOG
 
 SEEDS = 120
 SEEDS_RARE = 1000
 OPERATIONS = 300
 
-MUTANTS = [*RING_AND_LOG, *FLUSHER, *RECOVERY, *CHECKPOINT_AND_SPACE, *VOLUMES, *WAITING, *SERVING, *FOUND_AND_MENDED]
+MUTANTS = [
+    *RING_AND_LOG,
+    *FLUSHER,
+    *RECOVERY,
+    *CHECKPOINT_AND_SPACE,
+    *VOLUMES,
+    *WAITING,
+    *SERVING,
+    *ORDER_OF_WAITS,
+    *FOUND_AND_MENDED,
+]
 
 
 # Found, but not within the bound of the others: what they break needs several rare things at once.

@@ -34,8 +34,8 @@ CHECKPOINT_AND_SPACE = [
         "a segment comes free at the beginning of the checkpoint that no longer needs it",
         "P1, P3",
         "holdfast.pool.checkpoint",
-        "        rows = self._rows()\n        self.pages.begin(live)",
-        "        rows = self._rows()\n"
+        "        rows, groups = self._rows(), self._groups()\n        self.pages.begin(live)",
+        "        rows, groups = self._rows(), self._groups()\n"
         "        dead = np.flatnonzero(sealed & (live == 0)).tolist()\n"
         "        space.state[dead] = 1\n"
         "        space.free.extendleft(dead)\n"
@@ -55,16 +55,18 @@ CHECKPOINT_AND_SPACE = [
         "the second copies of the tables are the first ones, named twice",
         "P6",
         "holdfast.pool.checkpoint",
-        "        for _ in range(TABLE_COPIES):\n"
-        "            index_words += yield from self._append_table(TABLE_INDEX, index)",
-        "        index_words += yield from self._append_table(TABLE_INDEX, index)\n        index_words *= TABLE_COPIES",
+        "            for _ in range(TABLE_COPIES):\n"
+        "                index_words += yield from self._append_table(TABLE_INDEX, index)",
+        "            index_words += yield from self._append_table(TABLE_INDEX, index)\n"
+        "            index_words *= TABLE_COPIES",
     ),
     Mutant(
         "old-tables-stay-live",
         "the blocks of a checkpoint's tables are counted as live for ever",
         "P7",
         "holdfast.pool.checkpoint",
-        "        for address in self.meta_addresses:\n            space.live_words[address >> log.shift] -= 1\n",
+        "            for address in self.meta_addresses:\n"
+        "                space.live_words[address >> log.shift] -= 1\n",
         "",
     ),
     Mutant(
@@ -108,8 +110,8 @@ CHECKPOINT_AND_SPACE = [
         "a page is evicted while pages below it are in memory",
         "P1, P3",
         "holdfast.volume.page_cache",
-        " & (self._stamp_column == 0) & (self._children_column == 0))",
-        " & (self._stamp_column == 0) & (self._children_column <= 1))",
+        " & (self._stamp_column == 0) & (self._children_column == 0)\n",
+        " & (self._stamp_column == 0) & (self._children_column <= 1)\n",
     ),
     Mutant(
         "page-written-without-its-parent",
@@ -132,7 +134,7 @@ CHECKPOINT_AND_SPACE = [
         "the volume table does not say that a volume is being removed: after a crash it is back",
         "P3",
         "holdfast.pool.tables",
-        "            FLAG_REMOVING if row.removing else 0,",
-        "            0,",
+        "FLAG_REMOVING * row.removing | ",
+        "",
     ),
 ]

@@ -19,8 +19,8 @@ WAITING = [
         "a refused charge for a read buffer is not tried again unless one is released",
         "P5",
         "holdfast.engine",
-        "        self.clean_room.wake()\n        self.buffer_room.wake()\n        if self.space.host_full",
-        "        self.clean_room.wake()\n        if self.space.host_full",
+        "        self.clean_room.wake()\n        self.buffer_room.wake()\n",
+        "        self.clean_room.wake()\n",
     ),
     Mutant(
         "ring-room-lost-wake-up",
@@ -35,7 +35,8 @@ WAITING = [
         "who waits for a segment is not woken when one has been prepared",
         "P5",
         "holdfast.engine",
-        "        self._maintenance_wanted = True\n        self.segment_room.wake()\n        self.on_released()",
+        "        self._maintenance_wanted = True\n        self.segment_room.wake()\n        self.metadata_room.wake()\n"
+        "        self.on_released()",
         "        self._maintenance_wanted = True\n        self.on_released()",
     ),
     Mutant(
@@ -53,5 +54,26 @@ WAITING = [
         "holdfast.work.task",
         "        self.cancelled = True\n        if isinstance",
         "        self.cancelled = True\n        self.work.close()\n        if isinstance",
+    ),
+]
+
+# Against the order of waits: nobody need be stuck for these to be found.
+ORDER_OF_WAITS = [
+    Mutant(
+        "buffer-kept-for-a-client",
+        "a read keeps its buffer until its client takes replies: clients that do not read use up all there are",
+        "P5, A5",
+        "holdfast.serving.waiting_read",
+        "                kept = not outgoing.blocked\n",
+        "                while outgoing.blocked:\n                    yield outgoing.room\n"
+        "                kept = True\n",
+    ),
+    Mutant(
+        "checkpoint-waits-for-checkpoint",
+        "a checkpoint waits for the segments that only a checkpoint frees, not for those held back for it",
+        "P7, A5",
+        "holdfast.engine",
+        "            yield self.metadata_room\n",
+        "            yield self.segment_room\n",
     ),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from holdfast.errors import HoldfastError
+from holdfast.memory.group import Kind
 from holdfast.nbd.protocol import CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE
 from holdfast.sim.client import Answer, SimClient
 from holdfast.sim.lab.actor import Wait
@@ -98,8 +99,8 @@ class Ours(Stack):
         self.journal.memory_is(
             engine.flusher.dirty_blocks * BLOCK_SIZE_BYTES
             + len(engine.cache.slot_of) * BLOCK_SIZE_BYTES
-            + engine.read_buffers.used_bytes
-            + self.world.server.budget.used_bytes
+            + engine.accounts.root.usage[Kind.READ_BUFFERS]
+            + engine.accounts.root.usage[Kind.CONNECTIONS]
         )
 
 

@@ -1,0 +1,48 @@
+"""What a caller wants when memory is refused (row A2): an answer at once, or to wait, for ever or until a deadline.
+
+The charge itself never loops on anybody's behalf: the loop is here, in the caller's own work, and it ends by the
+caller's word. Shutting a volume down cleanly is what `volume set --on-error offline` does with the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+from holdfast.errors import ShortageError
+from holdfast.memory.context import Context
+from holdfast.memory.group import KIND_NAMES, Group, Kind
+from holdfast.units import format_size
+
+NEVER_NS = 1 << 63  # a deadline that does not come
+
+
+def refused(refuser: Group, kind: Kind, count_bytes: int) -> ShortageError:
+    """The error that names the group and the kind that are used up, and what to do."""
+    limit_bytes = min(refuser.limits[kind], refuser.limit_bytes)
+    remedy = "serve the pool with more --memory" if refuser.parent is None else "`holdfast group set` gives it more"
+    return ShortageError(
+        f"{format_size(count_bytes)} more of {KIND_NAMES[kind]} were refused: group {refuser.name!r} is at its limit "
+        f"of {format_size(limit_bytes)}; {remedy}"
+    )
+
+
+def obtain(
+    group: Group,
+    kind: Kind,
+    count_bytes: int,
+    context: Context,
+    *,
+    room: object,
+    until_ns: int,
+    now_ns: Callable[[], int],
+) -> Generator[Any, Any, None]:
+    """Charge, waiting for `room` (a Waitlist) until `until_ns` (a task's work). Raises ShortageError after that."""
+    while True:
+        refuser = group.try_charge(kind, count_bytes, context)
+        if refuser is None:
+            return
+        if until_ns != NEVER_NS and now_ns() >= until_ns:
+            raise refused(refuser, kind, count_bytes)
+        assert context.may_wait, f"{context.name} waits for memory"
+        yield room

@@ -1,0 +1,44 @@
+"""What the control API wants of volumes and groups, as the engine takes it: for a served pool and an idle one alike."""
+
+from __future__ import annotations
+
+from msgspec import UNSET
+
+from holdfast.control.api import ChangeVolume, CreateVolume
+from holdfast.control.group_api import ChangeGroup
+from holdfast.engine import Engine
+from holdfast.pool.tables import NO_UID
+from holdfast.volume.groups import GroupLimits
+from holdfast.volume.settings import VolumeSettings
+from holdfast.volume.volume import OnError, OnFull
+
+ON_FULL = {"error": OnFull.ERROR, "read-only": OnFull.READ_ONLY}
+ON_ERROR = {"retry": OnError.RETRY, "read-only": OnError.READ_ONLY}
+
+
+def volume_settings(engine: Engine, wanted: CreateVolume | ChangeVolume) -> VolumeSettings:
+    """Raises NotFoundError for a group that does not exist."""
+    return VolumeSettings(
+        quota_bytes=wanted.quota_bytes,
+        on_full_wait_s=wanted.on_full_wait_s,
+        on_full=None if wanted.on_full is None else ON_FULL[wanted.on_full],
+        on_error=None if wanted.on_error is None else ON_ERROR[wanted.on_error],
+        group=None if wanted.group is None else engine.groups.find(wanted.group),
+        read_only=False if isinstance(wanted, ChangeVolume) and wanted.writable else None,
+    )
+
+
+def group_limits(change: ChangeGroup, before: GroupLimits) -> GroupLimits:
+    return GroupLimits(
+        memory_bytes=_changed(change.memory_bytes, before.memory_bytes),
+        dirty_bytes=_changed(change.dirty_bytes, before.dirty_bytes),
+        space_bytes=_changed(change.space_bytes, before.space_bytes),
+        dirty_min_bytes=_changed(change.dirty_min_bytes, before.dirty_min_bytes),
+        map_min_bytes=_changed(change.map_min_bytes, before.map_min_bytes),
+        uid=before.uid if change.uid is UNSET else NO_UID if change.uid == -1 else change.uid,
+        cgroup=before.cgroup if change.cgroup is UNSET else change.cgroup.rstrip("/"),
+    )
+
+
+def _changed(value: int | object, before: int) -> int:
+    return value if isinstance(value, int) else before

@@ -1,0 +1,146 @@
+"""How groups are made, changed and removed: at once in memory, and durable with a checkpoint, like volumes.
+
+The default group is there always; its limits can be set like those of others.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+
+from holdfast.errors import HoldfastError, RequestError
+from holdfast.memory.accounts import Accounts
+from holdfast.pool.tables import CGROUP_BYTES_MAX, GROUP_NAME_BYTES_MAX, GroupRow
+from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, GroupLimits, TenantGroup, limits_of
+from holdfast.volume.volumes import Volumes
+from holdfast.work.task import Scheduler, Work, guarded
+
+log_output = logging.getLogger("holdfast.groups")
+
+GroupAnswer = Callable[["TenantGroup | HoldfastError | None"], None]
+_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+def check_group_name(name: str) -> None:
+    """Raises RequestError for what cannot be the name of a group."""
+    if not _NAME_PATTERN.fullmatch(name) or len(name) > GROUP_NAME_BYTES_MAX:
+        raise RequestError(
+            f"{name!r} is not a group name; use at most {GROUP_NAME_BYTES_MAX} letters, digits, dots, underscores and "
+            "dashes, with no leading dot or dash"
+        )
+
+
+class Groups:
+    """Fields: I fixed when made."""
+
+    def __init__(
+        self, volumes: Volumes, accounts: Accounts, scheduler: Scheduler, *, checkpoint: Callable[..., Work]
+    ) -> None:
+        self.directory: GroupDirectory = volumes.groups  # I
+        self._volumes = volumes  # I
+        self._accounts = accounts  # I
+        self._scheduler = scheduler  # I
+        self._checkpoint = checkpoint  # I
+
+    def bring_back(self, rows: list[GroupRow]) -> None:
+        """The groups that the pool has already. A minimum that this server's memory does not have is left out."""
+        directory = self.directory
+        for row in rows:
+            group = directory.by_id.get(row.group_id)
+            if group is None:
+                group = TenantGroup(row.group_id, row.name, self._accounts.make_group(row.name))
+                directory.add(group)
+            limits = limits_of(row)
+            try:
+                group.set_limits(limits)
+            except RequestError as error:
+                log_output.warning("%s; it is sure of nothing until the server has more --memory", error)
+                group.set_limits(limits.without_minimums())
+        directory.index()
+
+    def find(self, name: str) -> TenantGroup:
+        """Raises NotFoundError."""
+        return self.directory.find(name)
+
+    def create(self, name: str, limits: GroupLimits, answer: GroupAnswer) -> None:
+        """Make a group; `answer` gets it once that is durable, or the error."""
+        directory = self.directory
+        try:
+            check_group_name(name)
+            if name in directory.by_name:
+                raise RequestError(f"there is a group {name!r} already")
+            self._check(limits, None)
+            group_id = directory.free_id()
+            self._volumes.hold_reserve(more_groups=1)
+            group = TenantGroup(group_id, name, self._accounts.make_group(name))
+            group.set_limits(limits)
+        except HoldfastError as error:
+            self._volumes.hold_reserve()
+            answer(error)
+            return
+        directory.add(group)
+
+        def made(error: HoldfastError | None) -> None:
+            if error is not None:
+                directory.remove(group)
+            answer(error or group)
+
+        self._begin(f"create group {name}", made)
+
+    def change(self, name: str, limits: GroupLimits, answer: GroupAnswer) -> None:
+        """Set the limits of a group at once; `answer` gets it once that is durable, or the error."""
+        try:
+            group = self.find(name)
+            before = group.limits
+            self._check(limits, group)
+            group.set_limits(limits)
+        except HoldfastError as error:
+            answer(error)
+            return
+        self.directory.index()
+
+        def stored(error: HoldfastError | None) -> None:
+            if error is not None:
+                group.set_limits(before)
+                self.directory.index()
+            answer(error or group)
+
+        self._begin(f"change group {name}", stored)
+
+    def remove(self, name: str, answer: GroupAnswer) -> None:
+        """Remove a group that no volume is in; `answer` is called once that is durable."""
+        try:
+            group = self.find(name)
+            if group.name == DEFAULT_GROUP:
+                raise RequestError("the default group is there always; `holdfast group set` changes its limits")
+            if group.volumes:
+                raise RequestError(
+                    f"group {name!r} has {group.volumes} volumes; put them into another one with `holdfast volume set "
+                    "--group`, or remove them"
+                )
+        except HoldfastError as error:
+            answer(error)
+            return
+        directory = self.directory
+        directory.remove(group)
+
+        def removed(error: HoldfastError | None) -> None:
+            if error is None:
+                group.set_limits(GroupLimits())  # what it was sure of is everybody's again
+            else:
+                directory.add(group)
+            self._volumes.hold_reserve()
+            answer(error)
+
+        self._begin(f"remove group {name}", removed)
+
+    def _check(self, limits: GroupLimits, ours: TenantGroup | None) -> None:
+        if len(limits.cgroup.encode()) > CGROUP_BYTES_MAX:
+            raise RequestError(f"the path of a control group may have {CGROUP_BYTES_MAX} bytes; this one has more")
+        if limits.cgroup and not limits.cgroup.startswith("/"):
+            raise RequestError(f"{limits.cgroup!r} is not the path of a control group; it begins with a slash")
+        self.directory.check_peers(limits, ours)
+
+    def _begin(self, name: str, done: Callable[[HoldfastError | None], None]) -> None:
+        self._scheduler.spawn(guarded(self._checkpoint(both_slots=True)), name, done)

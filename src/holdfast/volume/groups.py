@@ -1,0 +1,201 @@
+"""Groups of volumes: tenants who share a server, each with limits of its own (rows T1, T2, T3).
+
+A group has a node in the tree of memory (`memory/group.py`) and counts the space that its volumes map together. Memory
+is charged to the group of whoever issues the I/O: to the group that its peer's uid or control group names, else to the
+volume's. Space is charged to the volume's group, in which it stays when the issuer is gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from holdfast.errors import NotFoundError, RequestError
+from holdfast.memory.group import UNLIMITED_BYTES, Group, Kind
+from holdfast.pool.tables import NO_UID, GroupRow
+from holdfast.units import BLOCK_SHIFT, KIB, MIB, format_size
+
+DEFAULT_GROUP = "default"
+GROUPS_MAX = 1000
+GROUP_MEMORY_BYTES_MIN = 1 * MIB  # some paths of four pages, and a request
+DIRTY_BYTES_MIN = 256 * KIB
+UNLIMITED_BLOCKS = 1 << 60  # more than any volume has
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """Bytes; 0: no limit, or nothing that the group is sure of.
+
+    memory_bytes    of all kinds together
+    dirty_bytes     of the ring
+    space_bytes     that its volumes may map together
+    dirty_min_bytes, map_min_bytes    of the ring and of map pages that nobody else can have
+    uid             peers on Unix sockets with this uid are charged here; NO_UID: none
+    cgroup          likewise peers whose control group is this, or below it; "": none
+    """
+
+    memory_bytes: int = 0
+    dirty_bytes: int = 0
+    space_bytes: int = 0
+    dirty_min_bytes: int = 0
+    map_min_bytes: int = 0
+    uid: int = NO_UID
+    cgroup: str = ""
+
+    def without_minimums(self) -> GroupLimits:
+        return replace(self, dirty_min_bytes=0, map_min_bytes=0)
+
+
+class TenantGroup:
+    """Fields: I fixed when made, L loop thread."""
+
+    __slots__ = ("group_id", "limits", "mapped_blocks", "mapped_blocks_max", "memory", "name", "volumes")
+
+    def __init__(self, group_id: int, name: str, memory: Group) -> None:
+        self.group_id = group_id  # I
+        self.name = name  # I
+        self.memory = memory  # I
+        self.limits = GroupLimits()  # L
+        self.mapped_blocks = 0  # L: of all its volumes
+        self.mapped_blocks_max = UNLIMITED_BLOCKS  # L
+        self.volumes = 0  # L: how many there are in it
+
+    def set_limits(self, limits: GroupLimits) -> None:
+        """Raises RequestError, with nothing changed, for limits that make no sense or minimums that cannot be had. What
+        is used stays, however much that is."""
+        check_limits(limits)
+        memory = self.memory
+        before = self.limits
+        memory.set_minimum(Kind.RING, limits.dirty_min_bytes)
+        try:
+            memory.set_minimum(Kind.MAP_PAGES, limits.map_min_bytes)
+        except RequestError:
+            memory.set_minimum(Kind.RING, before.dirty_min_bytes)
+            raise
+        self.limits = limits
+        memory.limit_bytes = limits.memory_bytes or UNLIMITED_BYTES
+        memory.limits[Kind.RING] = limits.dirty_bytes or UNLIMITED_BYTES
+        self.mapped_blocks_max = limits.space_bytes >> BLOCK_SHIFT if limits.space_bytes else UNLIMITED_BLOCKS
+
+    def take_in(self, mapped_blocks: int) -> None:
+        """A volume with so many blocks is in the group from now on."""
+        self.volumes += 1
+        self.mapped_blocks += mapped_blocks
+
+    def let_go(self, mapped_blocks: int) -> None:
+        """It is not any more."""
+        self.volumes -= 1
+        self.mapped_blocks -= mapped_blocks
+
+    def row(self) -> GroupRow:
+        """The group as the volume table stores it."""
+        limits = self.limits
+        return GroupRow(
+            group_id=self.group_id,
+            name=self.name,
+            memory_bytes=limits.memory_bytes,
+            dirty_bytes=limits.dirty_bytes,
+            space_bytes=limits.space_bytes,
+            dirty_min_bytes=limits.dirty_min_bytes,
+            map_min_bytes=limits.map_min_bytes,
+            uid=limits.uid,
+            cgroup=limits.cgroup,
+        )
+
+
+def limits_of(row: GroupRow) -> GroupLimits:
+    return GroupLimits(
+        memory_bytes=row.memory_bytes,
+        dirty_bytes=row.dirty_bytes,
+        space_bytes=row.space_bytes,
+        dirty_min_bytes=row.dirty_min_bytes,
+        map_min_bytes=row.map_min_bytes,
+        uid=row.uid,
+        cgroup=row.cgroup,
+    )
+
+
+def check_limits(limits: GroupLimits) -> None:
+    """Raises RequestError for limits with which nothing would work."""
+    if limits.memory_bytes and limits.memory_bytes < GROUP_MEMORY_BYTES_MIN:
+        raise RequestError(
+            f"a memory limit of {format_size(limits.memory_bytes)} is too little for a group; "
+            f"{format_size(GROUP_MEMORY_BYTES_MIN)} is the least"
+        )
+    if limits.dirty_bytes and limits.dirty_bytes < DIRTY_BYTES_MIN:
+        raise RequestError(
+            f"a dirty limit of {format_size(limits.dirty_bytes)} is too little for a group; "
+            f"{format_size(DIRTY_BYTES_MIN)} is the least"
+        )
+    dirty_most = min(limits.memory_bytes or UNLIMITED_BYTES, limits.dirty_bytes or UNLIMITED_BYTES)
+    if limits.dirty_min_bytes > dirty_most:
+        raise RequestError(
+            f"a group cannot be sure of {format_size(limits.dirty_min_bytes)} of dirty data: its limit is "
+            f"{format_size(dirty_most)}"
+        )
+    if limits.memory_bytes and limits.map_min_bytes > limits.memory_bytes:
+        raise RequestError(
+            f"a group cannot be sure of {format_size(limits.map_min_bytes)} of map pages: its memory limit is "
+            f"{format_size(limits.memory_bytes)}"
+        )
+
+
+class GroupDirectory:
+    """The groups of a pool, and whom they pay for. All fields belong to the loop thread."""
+
+    def __init__(self, default: TenantGroup) -> None:
+        self.default = default
+        self.by_id: dict[int, TenantGroup] = {default.group_id: default}
+        self._by_uid: dict[int, TenantGroup] = {}
+        self._by_cgroup: dict[str, TenantGroup] = {}
+
+    @property
+    def by_name(self) -> dict[str, TenantGroup]:
+        return {group.name: group for group in self.by_id.values()}
+
+    def find(self, name: str) -> TenantGroup:
+        """Raises NotFoundError."""
+        group = self.by_name.get(name)
+        if group is None:
+            raise NotFoundError(f"there is no group {name!r}; `holdfast group list` shows those that exist")
+        return group
+
+    def add(self, group: TenantGroup) -> None:
+        self.by_id[group.group_id] = group
+        self.index()
+
+    def remove(self, group: TenantGroup) -> None:
+        del self.by_id[group.group_id]
+        self.index()
+
+    def free_id(self) -> int:
+        """Raises RequestError if there are as many groups as there may be."""
+        for group_id in range(1, GROUPS_MAX + 1):
+            if group_id not in self.by_id:
+                return group_id
+        raise RequestError(f"a pool has at most {GROUPS_MAX} groups; remove one")
+
+    def check_peers(self, limits: GroupLimits, ours: TenantGroup | None) -> None:
+        """Raises RequestError if a uid or control group is another group's already."""
+        for kind, other in (
+            (f"uid {limits.uid}", self._by_uid.get(limits.uid)),
+            (f"control group {limits.cgroup}", self._by_cgroup.get(limits.cgroup)),
+        ):
+            if other is not None and other is not ours:
+                raise RequestError(f"{kind} is charged to group {other.name!r} already")
+
+    def index(self) -> None:
+        """To be called whenever limits changed."""
+        groups = self.by_id.values()
+        self._by_uid = {group.limits.uid: group for group in groups if group.limits.uid != NO_UID}
+        self._by_cgroup = {group.limits.cgroup: group for group in groups if group.limits.cgroup}
+
+    def of_peer(self, uid: int | None, cgroup: str) -> TenantGroup | None:
+        """Who pays for a peer, if any group names it: by its control group, the innermost first, else by its uid."""
+        if self._by_cgroup:
+            path = cgroup
+            while path:
+                group = self._by_cgroup.get(path)
+                if group is not None:
+                    return group
+                path = path.rpartition("/")[0]
+        return self._by_uid.get(uid) if uid is not None else None

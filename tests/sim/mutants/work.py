@@ -27,8 +27,8 @@ WAITING = [
         "who waits for room in the ring is not woken when there is some",
         "P5",
         "holdfast.engine",
-        "        self.ring_room.wake()\n        self.on_released()",
-        "        self.on_released()",
+        "        self.ring_room.wake()\n        self.group_room.wake()\n",
+        "        self.group_room.wake()\n",
     ),
     Mutant(
         "segment-room-lost-wake-up",

@@ -5,6 +5,7 @@
    that expects one takes the `caplog` fixture and says what it expects.
 3. What the machine lacks is a skip that names the Debian package, and a failure where CI=true: there, a skipped test
    would be a test that nobody ever runs.
+4. On several processors tests run beside each other, unless they need the machine to themselves (`processors.py`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import pytest
+
+from tests import processors
 
 # Set before any test imports holdfast, which may read it once.
 os.environ["HOLDFAST_VERIFY"] = "1"
@@ -72,6 +76,23 @@ def requires_root() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("root") is not None and os.geteuid() != 0:
         missing("needs root")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: processors.place(item.nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> processors.Scheduler:
+    return processors.Scheduler(config, log)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Outside of the time limit: waiting for the others is no hang."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    with processors.room_for(item.nodeid):
+        return (yield)
 
 
 class _LoudLines(logging.Handler):

@@ -22,7 +22,8 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 
-from tests.sim.mutants import Mutant, find
+from tests.sim.mutants import find
+from tests.sim.mutants.mutant import Mutant
 
 
 class MutatedLoader(SourceFileLoader):
@@ -80,7 +81,7 @@ def try_seeds(seeds: range, operations: int) -> tuple[int | None, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run seeds over a planted bug until one fails.")
-    parser.add_argument("mutant", help="a name out of tests/sim/mutants.py, or an empty one: no bug")
+    parser.add_argument("mutant", help="a name out of tests/sim/mutants/, or an empty one: no bug")
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--operations", type=int, default=400)

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from tests.sim.mutant_runner import planted
-from tests.sim.mutants import MUTANTS, OPERATIONS, RARE, SEEDS, SEEDS_RARE, SURVIVORS, Mutant, find
+from tests.sim.mutants import MUTANTS, OPERATIONS, RARE, SEEDS, SEEDS_RARE, SURVIVORS, find
+from tests.sim.mutants.mutant import Mutant
 
 ROOT = Path(__file__).parents[2]
 FOUND = [mutant for mutant in MUTANTS if mutant.name not in {*RARE, *SURVIVORS}]

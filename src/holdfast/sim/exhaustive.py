@@ -98,8 +98,8 @@ class FixedRun(Run):
             self._end()
 
     def _create_two(self) -> None:
-        self.work.create()
-        self.work.create()
+        self.work.operator.create()
+        self.work.operator.create()
         self.world.settle()
 
     def _send_half(self) -> None:
@@ -109,13 +109,13 @@ class FixedRun(Run):
     def _remove_one(self) -> None:
         client = next((client for client in self.world.clients if client.ready), None)
         if client is not None:
-            self.work.remove(client)
-            self.work.create()
+            self.work.operator.remove(client.volume)
+            self.work.operator.create()
             self.world.settle()
 
     def _restart(self) -> None:
         self.world.settle()
-        self.work.exorcise()
+        self.work.changes.exorcise()
         self.close()
         self.world.open()
 

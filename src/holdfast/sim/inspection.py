@@ -88,19 +88,19 @@ class Inspection:
         self.check_quiet(found)
 
     def _find_volumes(self) -> None:
-        work, engine = self.work, self.world.engine
-        for name in work.volumes:
+        operator, engine = self.work.operator, self.world.engine
+        for name in operator.volumes:
             assert name in engine.by_name, f"volume {name} is gone"
             assert not engine.by_name[name].removing
-        for name in work.gone:
+        for name in operator.gone:
             assert name not in engine.by_name or engine.by_name[name].removing, f"volume {name} came back"
-        for name, size in work.unsure.items():
+        for name, size in operator.unsure.items():
             volume = engine.by_name.get(name)
             if volume is not None and not volume.removing:
-                work.volumes[name] = size
+                operator.volumes[name] = size
             else:
-                work.forget(name)
-        work.unsure.clear()
+                operator.forget(name)
+        operator.unsure.clear()
 
     def check_damaged(self) -> None:
         """Promise 6 alone, for a medium that lies: no block reads as what it never held."""
@@ -115,7 +115,7 @@ class Inspection:
         blocks hold, where that is known."""
         model = self.model
         self.world.settle()
-        self.work.exorcise()
+        self.work.changes.exorcise()
         check_nothing_held(self.world)
         if self.work.swarm.damage:
             self.check_damaged()
@@ -125,7 +125,7 @@ class Inspection:
                 model.settle(key, content)
             assert content == model.latest(key), f"block {key}: {model.describe(key, content)}"
         check_accounts(self.world)
-        for name in self.work.volumes:
+        for name in self.work.operator.volumes:
             for lba in mapped_lbas(self.world, self.world.engine.find(name)):
                 assert (name, lba) in model.blocks, f"block {lba} of {name} is mapped, and nobody wrote it"
 

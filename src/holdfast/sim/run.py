@@ -76,7 +76,7 @@ class Run:
         try:
             self._make_pool()
             for _ in range(swarm.volumes):
-                work.create()
+                work.operator.create()
                 world.settle()
             for _ in range(PHASES_FACTOR_MAX * (swarm.phases + 4 * swarm.storm)):
                 self._phase()
@@ -176,7 +176,7 @@ class Run:
         world.settle()
         work.connect_all()
         world.settle()
-        for name in list(work.volumes):
+        for name in list(work.operator.volumes):
             client = next(client for client in world.clients if client.volume == name and not client.gone)
             if not client.reading:
                 client.read_again()

@@ -1,17 +1,14 @@
 """Clients that send whatever comes to their mind, each answer held to the model.
 
-Requests go to a few regions of each volume, so that they meet; a change keeps off blocks that another change is under
-way for, or, with `Swarm.overlap`, does not. What was refused may have been made in part: such blocks are contested and
-read back as soon as nothing is under way for them.
+Requests go to a few regions of each volume, so that they meet. What is made of changes is in `changes.py`; here is who
+sends what, and how reads are judged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from errno import EINVAL, EIO, ENOMEM, ENOSPC, ENOTSUP, EOVERFLOW, EPERM, ESHUTDOWN
 
-from holdfast.errors import HoldfastError
 from holdfast.nbd.protocol import (
     CMD_BLOCK_STATUS,
     CMD_CACHE,
@@ -26,13 +23,14 @@ from holdfast.nbd.protocol import (
     CMD_WRITE,
     CMD_WRITE_ZEROES,
 )
+from holdfast.sim.changes import Changes, Part
 from holdfast.sim.client import Answer, SimClient
-from holdfast.sim.model import ZERO, Key, Model, Version
+from holdfast.sim.model import ZERO, Key, Model
+from holdfast.sim.operator import Operator
 from holdfast.sim.prng import stream
 from holdfast.sim.swarm import Swarm
 from holdfast.sim.world import World
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
-from holdfast.volume.volume import Volume
 
 Judge = Callable[[Answer], None]
 VOLUMES_MAX = 5
@@ -46,30 +44,25 @@ class Workload:
         self.world = world
         self.model = model
         self.rng = stream(seed, "workload")
-        self.volumes: dict[str, int] = {}  # sure to exist -> size
-        self.unsure: dict[str, int] = {}  # being created or removed
-        self.gone: dict[str, None] = {}
+        self.operator = Operator(
+            world, self.rng, swarm.sizes,
+            tolerant=self._tolerant, made=self.connect_all, left=self._give_up, forgotten=self._forgotten,
+        )  # fmt: skip
+        self.changes = Changes(world, model, self.operator.volumes, self._tolerant)
         self.flushed = -1  # everything acknowledged before this moment is durable
         self.operations = 0  # requests sent
         self.left = 0  # requests that may still be sent now
         self.era = 0  # counts changes of the faults that are on
-        self._stamp = 0
         self._places = [self.rng.random() for _ in range(swarm.places)]
-        self._created = 0
         self._methods: dict[str, Callable[[SimClient], None]] = {
             "write": self._write, "read": self._read, "trim": self._trim_somewhere, "zero": self._zero,
             "flush": self._flush, "status": self._status, "cache": self._cache, "nonsense": self._nonsense,
             "hang_up": self._hang_up,
             "stop_reading": self._stop_reading, "say_goodbye": self._say_goodbye, "checkpoint": self._checkpoint,
-            "create": self._create, "remove": self.remove,
+            "create": self._create, "remove": self._remove,
         }  # fmt: skip
         self._actions = list(swarm.actions)
         self._weights = list(swarm.actions.values())
-        self._clearing: dict[int, tuple[str, int, int]] = {}  # trims and zeroings under way: volume, first, last block
-        self._partial: dict[Key, _Part] = {}  # blocks that are being changed in part
-        self._changes_of: dict[SimClient, dict[int, dict[Key, Version]]] = {}
-        self._ghosts: list[tuple[SimClient, dict[int, dict[Key, Version]]]] = []  # the same of clients that hung up
-        self._settling: dict[Key, None] = {}  # contested blocks that are being read
         self._endangered: dict[SimClient, None] = {}  # have asked for something while something failed
         self._excused = False  # the answer that is being judged may be an error
 
@@ -80,13 +73,13 @@ class Workload:
         client = self.world.connect(
             name, structured=rng.random() < 0.8, wake_ns=self.swarm.world.wake_ns * rng.choice([1, 1, 1, 20])
         )
-        self._changes_of[client] = {}
+        self.changes.connected(client)
         client.on_wake = lambda: self._refill(client)
         client.on_vanish = lambda: self._vanished(client)
 
     def connect_all(self) -> None:
         """As many clients as there should be, spread over the volumes; each volume has one at least."""
-        names = list(self.volumes)
+        names = list(self.operator.volumes)
         taken = {client.volume for client in self.world.clients if not client.gone}
         missing = self.swarm.clients - sum(not client.gone for client in self.world.clients)
         wanted = [name for name in names if name not in taken]
@@ -101,7 +94,7 @@ class Workload:
             return
         if not client.ready:
             return
-        self.exorcise()
+        self.changes.exorcise()
         self._settle_contested(client)
         tries = 2 * self.swarm.depth
         while self.left > 0 and tries and len(client.waiting) < self.swarm.depth and not client.gone:
@@ -125,50 +118,18 @@ class Workload:
 
     def _give_up(self, client: SimClient) -> None:
         self._endangered.pop(client, None)
-        self._ghosts.append((client, self._changes_of.pop(client, {})))
-
-    def exorcise(self) -> None:
-        """What a client that hung up had under way is settled once the server has done with it."""
-        if not self._ghosts:
-            return
-        if any(task.cancelled for task in self.world.engine.scheduler.tasks):
-            return
-        kept = []
-        for client, changes in self._ghosts:
-            if not client.connection.closed:
-                kept.append((client, changes))
-                continue
-            for number, begun in changes.items():
-                self._over(number)
-                if client.volume in self.volumes:
-                    self.model.doubt(begun)
-        self._ghosts = kept
+        self.changes.left(client)
 
     def _settle_contested(self, client: SimClient) -> None:
         """Read what is contested and rests."""
-        model = self.model
-        if not model.contested:
-            return
-        for key in [key for key in model.contested if key[0] == client.volume and key not in self._settling]:
-            if model.is_open(key) or self._is_being_cleared(*key):
-                continue
-            self._settling[key] = None
+        for key in self.changes.take_unsettled(client):
 
             def judge(answer: Answer, key: Key = key) -> None:
                 if answer.errno and self.swarm.damage:
                     return  # it may be damaged for good: nobody looks at it again
-                self._settling.pop(key, None)
-                if answer.errno:
-                    assert self._tolerant(), f"reading {key}: errno {answer.errno}"
-                elif key in model.contested and not model.is_open(key):
-                    model.settle(key, bytes(answer.data))
+                self.changes.settle(key, answer)
 
-            offset = key[1] << BLOCK_SHIFT
-            length = min(BLOCK_SIZE_BYTES, client.size_bytes - offset)
-            if length < BLOCK_SIZE_BYTES:
-                self._settling.pop(key)
-                continue
-            self._send(client, judge, CMD_READ, offset, BLOCK_SIZE_BYTES)
+            self._send(client, judge, CMD_READ, key[1] << BLOCK_SHIFT, BLOCK_SIZE_BYTES)
 
     # ---- requests
 
@@ -233,8 +194,7 @@ class Workload:
 
     def _write(self, client: SimClient) -> None:
         offset, length = self._range(client)
-        self._stamp += 1
-        payload = (self._stamp.to_bytes(8, "big") * (length // 8 + 1))[:length]
+        payload = (self.changes.next_number().to_bytes(8, "big") * (length // 8 + 1))[:length]
         self._change(client, CMD_WRITE, offset, length, payload, payload)
 
     def _zero(self, client: SimClient) -> None:
@@ -262,8 +222,8 @@ class Workload:
 
     def _trim(self, client: SimClient, offset: int, length: int) -> None:
         first, last = -(-offset // BLOCK_SIZE_BYTES), (offset + length) // BLOCK_SIZE_BYTES
-        inside = [key for key in self.model.blocks if key[0] == client.volume and first <= key[1] < last]
-        if any(key in self.model.contested or self.model.is_open(key) for key in inside):
+        inside = self.changes.cleared_by(client.volume, first, last)
+        if inside is None:
             return
         self._change_blocks(client, CMD_TRIM, offset, length, dict.fromkeys(inside, ZERO), clears=(first, last))
 
@@ -272,44 +232,11 @@ class Workload:
         flags: int = 0,
     ) -> None:  # fmt: skip
         """A WRITE or WRITE_ZEROES of `content`."""
-        name, model = client.volume, self.model
-        first, last = offset >> BLOCK_SHIFT, -(-(offset + length) // BLOCK_SIZE_BYTES)
+        name, changes = client.volume, self.changes
         overlap = self.rng.random() < self.swarm.overlap
-        for lba in range(first, last):
-            key = name, lba
-            if key in model.contested or self._is_being_cleared(name, lba):
-                return
-            whole = offset <= lba << BLOCK_SHIFT and (lba + 1) << BLOCK_SHIFT <= offset + length
-            if model.is_open(key) and not (overlap and whole):
-                return
-        changes = self._patched(name, offset, content)
-        partial = {
-            key: (max(0, offset - (key[1] << BLOCK_SHIFT)), content[max(0, (key[1] << BLOCK_SHIFT) - offset) :])
-            for key in ((name, first), (name, last - 1))
-            if not self._covers(offset, length, key[1])
-        }
-        self._change_blocks(client, command, offset, length, changes, payload, flags, partial=partial)
-
-    @staticmethod
-    def _covers(offset: int, length: int, lba: int) -> bool:
-        return offset <= lba << BLOCK_SHIFT and (lba + 1) << BLOCK_SHIFT <= offset + length
-
-    def _is_being_cleared(self, name: str, lba: int) -> bool:
-        return any(name == other and first <= lba < last for other, first, last in self._clearing.values())
-
-    def _patched(self, name: str, offset: int, payload: bytes) -> dict[Key, bytes]:
-        """The blocks as a write of `payload` leaves them."""
-        changes = {}
-        first, start = divmod(offset, BLOCK_SIZE_BYTES)
-        for lba in range(first, -(-(offset + len(payload)) // BLOCK_SIZE_BYTES)):
-            at = (lba << BLOCK_SHIFT) - offset
-            part = payload[max(at, 0) : at + BLOCK_SIZE_BYTES]
-            if len(part) < BLOCK_SIZE_BYTES:
-                begin = start if at < 0 else 0
-                old = self.model.latest((name, lba))
-                part = old[:begin] + part + old[begin + len(part) :]
-            changes[name, lba] = part
-        return changes
+        if changes.may_begin(name, offset, length, overlap=overlap):
+            blocks, parts = changes.patched(name, offset, content), changes.parts(name, offset, content)
+            self._change_blocks(client, command, offset, length, blocks, payload, flags, parts=parts)
 
     def _change_blocks(
         self,
@@ -317,59 +244,21 @@ class Workload:
         command: int,
         offset: int,
         length: int,
-        changes: Mapping[Key, bytes],
+        blocks: Mapping[Key, bytes],
         payload: bytes = b"",
         flags: int = 0,
         *,
-        partial: Mapping[Key, tuple[int, bytes]] | None = None,
+        parts: Mapping[Key, Part] | None = None,
         clears: tuple[int, int] | None = None,
     ) -> None:
         if self.rng.random() < 0.1:
             flags |= CMD_FLAG_FUA
-        met = {key: self._partial[key] for key in changes if key in self._partial}
-        begun = self.model.begin(changes, {key: part.over(changes[key]) for key, part in met.items()})
-        number = self._stamp = self._stamp + 1
-        changes_of = self._changes_of[client]
-        changes_of[number] = begun
-        if clears is not None:
-            self._clearing[number] = (client.volume, *clears)
-        for key, (start, data) in (partial or {}).items():
-            self._partial[key] = _Part(number, start, data[: BLOCK_SIZE_BYTES - start], begun[key])
-
-        was_low, checkpoints = self._is_low(), self._checkpoints()
+        change = self.changes.begin(client, blocks, parts or {}, clears)
 
         def judge(answer: Answer) -> None:
-            del changes_of[number]
-            self._over(number)
-            if client.volume not in self.volumes:
-                return
-            if answer.errno == 0:
-                self.model.end(begun)
-                for part in met.values():
-                    part.version.beaten = True  # all of the block was written: what the part was put into is gone
-                if flags & CMD_FLAG_FUA:
-                    self.model.must_survive_change(begun)
-            else:
-                full = answer.errno == ENOSPC and (was_low or self._is_low() or checkpoints != self._checkpoints())
-                assert full or self._tolerant(), f"{_NAMES[command]}: errno {answer.errno}"
-                self.model.doubt(begun)
+            self.changes.judge(change, _NAMES[command], answer.errno, fua=bool(flags & CMD_FLAG_FUA))
 
         self._send(client, judge, command, offset, 0 if payload else length, payload, flags)
-
-    def _is_low(self) -> bool:
-        """True if clients can be out of space now."""
-        space = self.world.engine.space
-        return space.available_segments <= space.reserve_segments
-
-    def _checkpoints(self) -> int:
-        """How many there were: with each, space that was short may have come free."""
-        return self.world.engine.checkpointer.written
-
-    def _over(self, number: int) -> None:
-        """A change is not under way any more."""
-        self._clearing.pop(number, None)
-        for key in [key for key, its in self._partial.items() if its.number == number]:
-            del self._partial[key]
 
     def _read(self, client: SimClient) -> None:
         offset, length = self._range(client, max(self.swarm.length_max, 2 * MIB if self.rng.random() < 0.05 else 0))
@@ -391,7 +280,7 @@ class Workload:
                    if client.structured else 0)  # fmt: skip
 
     def _check_read(self, name: str, offset: int, data: bytes, since: int) -> None:
-        if name not in self.volumes:
+        if name not in self.operator.volumes:
             return
         lba, start = divmod(offset, BLOCK_SIZE_BYTES)
         at = 0
@@ -479,94 +368,23 @@ class Workload:
     def _checkpoint(self, _client: SimClient) -> None:
         self.world.spawn(self.world.engine.checkpoint())
 
-    # ---- volumes
-
-    def create(self) -> str:
-        """Begin to make a volume."""
-        self._created += 1
-        name, size = f"disk{self._created}", self.rng.choice(self.swarm.sizes)
-        self.unsure[name] = size
-
-        def answered(outcome: Volume | HoldfastError | None) -> None:
-            del self.unsure[name]
-            if isinstance(outcome, Volume):
-                self.volumes[name] = size
-                self.connect_all()
-            else:
-                assert outcome is not None
-                assert outcome.errno == ENOSPC or self._tolerant(), outcome
-
-        self.world.note("operator", "create", name)
-        self.world.wait_for(lambda answer: self.world.engine.create_volume(name, size, _both(answered, answer)))
-        return name
-
     def _create(self, _client: SimClient) -> None:
-        if len(self.volumes) + len(self.unsure) < VOLUMES_MAX:
-            self.create()
+        if len(self.operator.volumes) + len(self.operator.unsure) < VOLUMES_MAX:
+            self.operator.create()
 
-    def remove(self, client: SimClient) -> None:
-        """Remove the client's volume, from under all of its clients."""
-        name = client.volume
-        if len(self.volumes) < 2 or name not in self.volumes:
-            return
-        self.unsure[name] = self.volumes.pop(name)
-        for other in self.world.clients:
-            if other.volume == name and not other.gone:
-                other.hang_up(reset=True)
-                self._give_up(other)
-        self.world.note("operator", "remove", name)
-        self.world.wait_for(lambda answer: self._try_to_remove(name, answer))
+    def _remove(self, client: SimClient) -> None:
+        self.operator.remove(client.volume)
 
-    def _try_to_remove(self, name: str, answer: Callable[[object], None]) -> None:
-        engine = self.world.engine
-        if engine.by_name[name].connections:
-            self.world.loop.call_later(1_000_000, lambda: self._try_to_remove(name, answer))
-            return
+    def _forgotten(self, name: str) -> None:
+        self.changes.forget_volume(name)
 
-        def answered(outcome: object) -> None:
-            assert outcome is None, outcome
-            del self.unsure[name]
-            self.forget(name)
-
-        engine.remove_volume(name, _both(answered, answer))
-
-    def forget(self, name: str) -> None:
-        self.gone[name] = None
-        self.model.forget_volume(name)
-        for key in [key for key in self._settling if key[0] == name]:
-            del self._settling[key]
+    # ---- the server's life
 
     def new_life(self) -> None:
         """The server died: nothing is under way any more."""
         self.left = 0
-        self._clearing.clear()
-        self._ghosts.clear()
-        self._changes_of.clear()
+        self.changes.new_life()
         self._endangered.clear()
-        self._settling.clear()
-        self._partial.clear()
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A change of a part of a block that is under way: by which request, where in the block, and the version that it
-    makes of what the block held when it was sent."""
-
-    number: int
-    start: int
-    data: bytes
-    version: Version
-
-    def over(self, content: bytes) -> bytes:
-        return content[: self.start] + self.data + content[self.start + len(self.data) :]
-
-
-def _both(first: Callable[..., None], second: Callable[..., None]) -> Callable[..., None]:
-    def call(outcome: object) -> None:
-        first(outcome)
-        second(outcome)
-
-    return call
 
 
 _NAMES = {

@@ -1,0 +1,99 @@
+"""The operator makes volumes and removes them, while others are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from errno import ENOSPC
+from random import Random
+
+from holdfast.errors import HoldfastError
+from holdfast.sim.client import SimClient
+from holdfast.sim.world import World
+from holdfast.volume.volume import Volume
+
+
+class Operator:
+    """
+    sizes: of new volumes
+    tolerant: whether an errno may be answered, as something fails
+    made, left, forgotten: called when there is a new volume, when a client must go, and when a volume is no more
+    """
+
+    def __init__(
+        self,
+        world: World,
+        rng: Random,
+        sizes: list[int],
+        *,
+        tolerant: Callable[[], bool],
+        made: Callable[[], None],
+        left: Callable[[SimClient], None],
+        forgotten: Callable[[str], None],
+    ) -> None:
+        self.world = world
+        self.volumes: dict[str, int] = {}  # sure to exist -> size
+        self.unsure: dict[str, int] = {}  # being created or removed
+        self.gone: dict[str, None] = {}
+        self._rng = rng
+        self._sizes = sizes
+        self._tolerant = tolerant
+        self._made = made
+        self._left = left
+        self._forgotten = forgotten
+        self._created = 0
+
+    def create(self) -> str:
+        """Begin to make a volume."""
+        self._created += 1
+        name, size = f"disk{self._created}", self._rng.choice(self._sizes)
+        self.unsure[name] = size
+
+        def answered(outcome: Volume | HoldfastError | None) -> None:
+            del self.unsure[name]
+            if isinstance(outcome, Volume):
+                self.volumes[name] = size
+                self._made()
+            else:
+                assert outcome is not None
+                assert outcome.errno == ENOSPC or self._tolerant(), outcome
+
+        self.world.note("operator", "create", name)
+        self.world.wait_for(lambda answer: self.world.engine.create_volume(name, size, _both(answered, answer)))
+        return name
+
+    def remove(self, name: str) -> None:
+        """Remove a volume from under all of its clients, unless it is the last one."""
+        if len(self.volumes) < 2 or name not in self.volumes:
+            return
+        self.unsure[name] = self.volumes.pop(name)
+        for client in self.world.clients:
+            if client.volume == name and not client.gone:
+                client.hang_up(reset=True)
+                self._left(client)
+        self.world.note("operator", "remove", name)
+        self.world.wait_for(lambda answer: self._try_to_remove(name, answer))
+
+    def _try_to_remove(self, name: str, answer: Callable[[object], None]) -> None:
+        engine = self.world.engine
+        if engine.by_name[name].connections:
+            self.world.loop.call_later(1_000_000, lambda: self._try_to_remove(name, answer))
+            return
+
+        def answered(outcome: object) -> None:
+            assert outcome is None, outcome
+            del self.unsure[name]
+            self.forget(name)
+
+        engine.remove_volume(name, _both(answered, answer))
+
+    def forget(self, name: str) -> None:
+        self.gone[name] = None
+        self._forgotten(name)
+
+
+def _both(first: Callable[..., None], second: Callable[..., None]) -> Callable[..., None]:
+    def call(outcome: object) -> None:
+        first(outcome)
+        second(outcome)
+
+    return call

@@ -1,0 +1,112 @@
+"""Bugs in what finds the end of the log, empties a dead server's ring and replays, in whichever room."""
+
+from __future__ import annotations
+
+from tests.sim.mutants.mutant import Mutant
+
+RECOVERY = [
+    Mutant(
+        "ring-written-out-without-sync",
+        "what a dead server's ring held is written to the segment files and not synced before the ring is dropped",
+        "P1, P2",
+        "holdfast.writeback.ring_recovery",
+        "    for segment in touched:\n",
+        "    for segment in ():\n",
+    ),
+    Mutant(
+        "ring-of-another-boot",
+        "a ring is taken for this pool's without a look at its epoch",
+        "P3, P6",
+        "holdfast.writeback.ring_recovery",
+        "        and identity.epoch == epoch\n",
+        "",
+    ),
+    Mutant(
+        "ring-written-out-short",
+        "the block before the ring's head is left out",
+        "P2",
+        "holdfast.writeback.ring_recovery",
+        "        block_count=publication.head_position - publication.commit_position - 1,",
+        "        block_count=publication.head_position - publication.commit_position - 2,",
+    ),
+    Mutant(
+        "data-of-commits-not-checked",
+        "a commit counts as whole when its header is, whether its data reached the disk or not",
+        "P3",
+        "holdfast.pool.roll_forward",
+        "                if block_check(raw[at : at + BLOCK_SIZE_BYTES], owner, kind) != check:",
+        "                if not raw:",
+    ),
+    Mutant(
+        "torn-commits-not-cut",
+        "recovery cuts the log behind the first commit that is not whole, not before it",
+        "P3, P6",
+        "holdfast.pool.roll_forward",
+        "                del tail.commits[number:]\n",
+        "                del tail.commits[number + 1 :]\n",
+    ),
+    Mutant(
+        "last-commit-not-replayed",
+        "recovery leaves out the last commit that it found whole",
+        "P1, P2",
+        "holdfast.pool.opening",
+        "        opened.commits = tail.commits\n",
+        "        opened.commits = tail.commits[:-1]\n",
+    ),
+    Mutant(
+        "old-commits-count",
+        "recovery takes commits of an epoch that is over for the log's",
+        "P3",
+        "holdfast.pool.roll_forward",
+        "            and header.epoch == self.epoch\n            and header.position ==",
+        "            and header.position ==",
+    ),
+    Mutant(
+        "old-summaries-count",
+        "the footer that a segment had before the log was cut off in it is taken for a new one",
+        "P1, P3",
+        "holdfast.pool.roll_forward",
+        "footer is not None and footer.tag == self.tag and footer.epoch == self.epoch and footer.ordinal == ordinal",
+        "footer is not None and footer.tag == self.tag and footer.ordinal == ordinal",
+    ),
+    Mutant(
+        "epoch-not-renewed",
+        "a pool that is opened again goes on in the epoch of the run before",
+        "P3",
+        "holdfast.serving.bring_up",
+        "    epoch = (superblock.epoch >> 32) + 1 << 32 | around.prng.below(1 << 32)",
+        "    epoch = superblock.epoch or 1 << 32 | around.prng.below(1 << 32)",
+    ),
+    Mutant(
+        "new-segments-not-found",
+        "recovery looks for the log only in segments that were in use at the checkpoint",
+        "P1",
+        "holdfast.pool.opening",
+        "        for segment in [*self.space.free, *dead]:",
+        "        for segment in dead:",
+    ),
+    Mutant(
+        "segments-of-the-log-not-claimed",
+        "segments that were opened after the checkpoint stay on the free list",
+        "P1, P6",
+        "holdfast.pool.opening",
+        "(space.state[segment] in (ABSENT, FREE) or space.ordinal[segment] != ordinal):",
+        "space.state[segment] == ABSENT:",
+    ),
+    Mutant(
+        "holes-not-replayed",
+        "replay applies what was written and leaves out what was trimmed",
+        "P3",
+        "holdfast.volume.replay",
+        "            if hole < len(owners):\n                yield from",
+        "            if hole < 0:\n                yield from",
+    ),
+    Mutant(
+        "replay-out-of-order",
+        "of several writes of a block in one batch, replay takes the first",
+        "P3",
+        "holdfast.volume.replay",
+        "        owners, first = np.unique(owners[::-1], return_index=True)\n        words = words[::-1][first]",
+        "        owners, first = np.unique(owners, return_index=True)\n        words = words[first]",
+    ),
+]

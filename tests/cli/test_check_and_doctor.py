@@ -7,8 +7,9 @@ import random
 from pathlib import Path
 from uuid import UUID
 
-from holdfast.cli.examine import filesystem_type, other_rings
+from holdfast.cli.examine import other_rings
 from holdfast.pool.superblock import SLOT_OFFSETS, decode_superblock
+from holdfast.runtime.host import filesystem_type
 from holdfast.runtime.lock import PoolLock
 from holdfast.runtime.ring_memory import ring_name
 from holdfast.units import KIB, MIB

@@ -28,7 +28,8 @@ def command(pool: PoolPath | None, as_json: bool) -> int:
     need not exist yet.  Nothing is changed.  ok: nothing to do; warn: works, but slower or less safely; bad: does not
     work.
     """
-    from holdfast.cli.examine import BAD, OK, examine
+    from holdfast.cli.examine import examine
+    from holdfast.cli.finding import BAD, OK
 
     findings = list(examine(pool.pool if pool is not None else None))
     if as_json:

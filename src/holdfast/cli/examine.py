@@ -6,29 +6,27 @@ Nothing is changed.  The checks of a filesystem write one block to an unnamed fi
 from __future__ import annotations
 
 import ctypes
-import errno as errno_codes
-import mmap
 import os
 import platform
 import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 from uuid import UUID
 
-from msgspec import Struct
-
-from holdfast.cli.locate import SUPERBLOCK_NAME, is_pool
+from holdfast.cli.examine_pool import examine_pool
+from holdfast.cli.finding import OK, WARN, Finding
+from holdfast.cli.locate import SUPERBLOCK_NAME
 from holdfast.errors import CorruptionError
 from holdfast.pool.superblock import SLOT_OFFSETS, decode_superblock
-from holdfast.runtime.host import MemoryGroup, default_memory_bytes, host_available_bytes, memory_groups
+from holdfast.runtime.host import (
+    MemoryGroup,
+    default_memory_bytes,
+    host_available_bytes,
+    memory_groups,
+)
 from holdfast.runtime.ring_memory import SHM_DIRECTORY, ring_name
-from holdfast.units import BLOCK_SIZE_BYTES, GIB, MIB, format_size
-
-OK: Literal["ok"] = "ok"
-WARN: Literal["warn"] = "warn"
-BAD: Literal["bad"] = "bad"
+from holdfast.units import BLOCK_SIZE_BYTES, MIB, format_size
 
 # The server's descriptors: two for each open segment file at worst, one for each client, and some twenty.
 _DESCRIPTORS_WANTED = 4096
@@ -46,18 +44,6 @@ _CAP_SYS_RESOURCE_BIT = 24
 _SYS_IO_URING_SETUP = 425  # on all architectures that have it under the common numbering: x86-64, AArch64, RISC-V
 _PEER_TOOLS = ("nbdcopy", "nbdinfo", "qemu-img", "qemu-nbd", "nbdkit", "fio", "nbd-client")
 
-# Filesystems on memory lose the pool with the power; network ones answer neither O_DIRECT nor fdatasync as disks do.
-_VOLATILE = frozenset({"tmpfs", "ramfs"})
-_REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs"})
-
-
-class Finding(Struct, frozen=True, kw_only=True):
-    subject: str
-    state: Literal["ok", "warn", "bad"]
-    found: str
-    why: str = ""
-    what_to_do: str = ""
-
 
 def examine(pool: Path | None) -> Iterator[Finding]:
     """Everything about the host, and about the filesystem of `pool` if one is given (it need not exist yet)."""
@@ -68,7 +54,7 @@ def examine(pool: Path | None) -> Iterator[Finding]:
     yield _memory_budget()
     yield from other_rings(Path(SHM_DIRECTORY), pool)
     if pool is not None:
-        yield from _pool(pool)
+        yield from examine_pool(pool)
     yield from _optional()
 
 
@@ -254,145 +240,6 @@ def _ring_name_of(pool: Path) -> str | None:
         if superblock is not None:
             return ring_name(str(UUID(bytes=superblock.uuid)))
     return None
-
-
-# --- The pool and its filesystem --------------------------------------------------------------------------------------
-
-
-def _pool(pool: Path) -> Iterator[Finding]:
-    """Its place, then the filesystem there, if it can be a pool's place at all."""
-    directory = next(path for path in (pool.absolute(), *pool.absolute().parents) if os.path.lexists(path))
-    if not directory.is_dir():
-        yield Finding(
-            subject="pool",
-            state=BAD,
-            found=f"{directory} is not a directory",
-            why="a pool is a directory",
-            what_to_do="give another path, or move away what is there",
-        )
-        return
-    if directory != pool.absolute():
-        yield Finding(subject="pool", state=OK, found="not there yet", why=f"holdfast serve {pool} will make it")
-    elif not is_pool(pool):
-        yield Finding(
-            subject="pool", state=OK, found="a directory without one", why=f"holdfast serve {pool} will make it there"
-        )
-    else:
-        yield Finding(subject="pool", state=OK, found=str(directory))
-    yield from _filesystem(directory.resolve())
-
-
-def _filesystem(directory: Path) -> Iterator[Finding]:
-    kind = filesystem_type(directory)
-    yield _filesystem_kind(directory, kind)
-    yield _free_space(directory)
-    yield from _file_operations(directory)
-
-
-def _filesystem_kind(directory: Path, kind: str) -> Finding:
-    found = f"{kind} at {directory}"
-    if kind in _VOLATILE:
-        return Finding(
-            subject="filesystem",
-            state=WARN,
-            found=found,
-            why="it is memory: nothing survives a power failure",
-            what_to_do="put the pool on a disk",
-        )
-    if kind in _REMOTE:
-        return Finding(
-            subject="filesystem",
-            state=WARN,
-            found=found,
-            why="what a flush means there is not in our hands",
-            what_to_do="put the pool on a local disk (ext4 or XFS)",
-        )
-    return Finding(subject="filesystem", state=OK, found=found)
-
-
-def _free_space(directory: Path) -> Finding:
-    counts = os.statvfs(directory)
-    free_bytes = counts.f_bavail * counts.f_frsize
-    if free_bytes < GIB:
-        return Finding(
-            subject="free space",
-            state=WARN,
-            found=format_size(free_bytes),
-            why="a pool needs its capacity on disk, with segments to spare",
-            what_to_do="free space, or put the pool elsewhere",
-        )
-    return Finding(subject="free space", state=OK, found=format_size(free_bytes))
-
-
-def _file_operations(directory: Path) -> Iterator[Finding]:
-    """O_DIRECT and RWF_NOWAIT, tried on an unnamed file."""
-    direct_failure: OSError | None = None
-    try:
-        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        state = BAD if error.errno in (errno_codes.EACCES, errno_codes.EPERM, errno_codes.EROFS) else WARN
-        yield Finding(
-            subject="writing",
-            state=state,
-            found=(error.strerror or str(error)).lower(),
-            why=f"no file can be made in {directory} without a name",
-            what_to_do="give the server's user the right to write there" if state is BAD else "use ext4 or XFS",
-        )
-        return
-    try:
-        with mmap.mmap(-1, 4096) as block:
-            try:
-                direct = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
-                try:
-                    os.pwrite(direct, block, 0)
-                finally:
-                    os.close(direct)
-            except OSError as error:
-                direct_failure = error
-                os.pwrite(fd, block, 0)
-            yield _direct_io(direct_failure)
-            yield _read_nowait(fd, block)
-    finally:
-        os.close(fd)
-
-
-def _direct_io(failure: OSError | None) -> Finding:
-    if failure is None:
-        return Finding(subject="O_DIRECT", state=OK, found="works")
-    return Finding(
-        subject="O_DIRECT",
-        state=WARN,
-        found=(failure.strerror or str(failure)).lower(),
-        why="writes go through the page cache: slower, and less predictable under memory pressure",
-        what_to_do="put the pool on ext4 or XFS on a disk",
-    )
-
-
-def _read_nowait(fd: int, block: mmap.mmap) -> Finding:
-    try:
-        os.preadv(fd, [block], 0, os.RWF_NOWAIT)
-    except BlockingIOError:
-        pass  # not cached: but it was understood
-    except OSError as error:
-        return Finding(
-            subject="RWF_NOWAIT",
-            state=WARN,
-            found=(error.strerror or str(error)).lower(),
-            why="every read that the ring cannot answer goes to a worker thread",
-            what_to_do="put the pool on ext4, XFS or btrfs",
-        )
-    return Finding(subject="RWF_NOWAIT", state=OK, found="works")
-
-
-def filesystem_type(directory: Path) -> str:
-    """The type of the filesystem that is mounted last at or above `directory`."""
-    best_length, best_kind = -1, "unknown"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        mount_point = Path(before.split(" ")[4].replace("\\040", " "))
-        if directory.is_relative_to(mount_point) and len(str(mount_point)) >= best_length:
-            best_length, best_kind = len(str(mount_point)), after.split(" ")[0]
-    return best_kind
 
 
 # --- What is nice to have ---------------------------------------------------------------------------------------------

@@ -29,6 +29,11 @@ class MemoryPlan:
     connection_bytes: int
     state_bytes: int
 
+    @property
+    def on_demand_bytes(self) -> int:
+        """What is allocated as it is needed, at most; all else is there from the start."""
+        return self.read_buffer_bytes + self.connection_bytes + self.state_bytes
+
 
 def plan_memory(budget_bytes: int) -> MemoryPlan:
     """Divide a budget. Raises RequestError if it is too small to work with."""

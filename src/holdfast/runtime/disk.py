@@ -29,6 +29,8 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, MutableMapping
+from functools import cached_property
+from pathlib import Path
 
 from holdfast.errors import ACTIONS, RequestError, Resource, log_fields
 from holdfast.runtime.buffers import aligned_buffer
@@ -46,6 +48,7 @@ from holdfast.runtime.files import (
     write_all,
     write_through,
 )
+from holdfast.runtime.host import IN_MEMORY, filesystem_type, left_for_files_bytes
 from holdfast.runtime.loop import EventLoop
 from holdfast.runtime.ports import READ, SUPERBLOCK, WRITE, Io
 from holdfast.runtime.uring import OP_READ, OP_WRITE, Uring
@@ -87,7 +90,9 @@ class DirectoryDisk:
         segment_size_bytes: int,
         workers: str | None = None,
         refuses_thread: Callable[[str], object] = lambda _name: False,
+        memory_margin_bytes: int = 0,
     ) -> None:
+        """`memory_margin_bytes`: where the files are in memory (tmpfs), so much of it is left to other things."""
         assert threads > 0, threads
         assert segment_size_bytes % BLOCK_SIZE_BYTES == 0, segment_size_bytes
         self.directory = os.fspath(directory)  # I
@@ -97,6 +102,7 @@ class DirectoryDisk:
         make_directory(self._segments_directory)
         self._loop = loop
         self._refuses_thread = refuses_thread  # I
+        self._memory_margin_bytes = memory_margin_bytes  # I
         self._read_files_max = min(_READ_FILES_MAX, raise_descriptor_limit() // 2)  # I
         self._read_fds: dict[int, int] = {}  # A: added by workers, in the order of opening; taken out by the loop
         self._write_fds: dict[int, int] = {}  # A: the same
@@ -354,12 +360,19 @@ class DirectoryDisk:
         os.fdatasync(fd)
         io.result = 0
 
+    @cached_property
+    def _is_in_memory(self) -> bool:
+        return filesystem_type(Path(self.directory).resolve()) in IN_MEMORY
+
     def _prepare(self, io: Io) -> None:
         """Write the file through under a temporary name: allocated, converted to written extents, durable, renamed."""
         assert io.length > 0, io.length
         assert io.length % BLOCK_SIZE_BYTES == 0, io.length
         path = self._path(io.file)
         if not has_size(path, io.length):
+            if self._is_in_memory and left_for_files_bytes() < io.length + self._memory_margin_bytes:
+                # The kernel would not refuse: in a control group without swap it kills.
+                raise OSError(errno.ENOSPC, "no memory is left for another segment file")
             temporary = path + ".new"
             try:
                 write_through(temporary, io.length, self._zeroes)

@@ -25,6 +25,9 @@ PROC = Path("/proc")
 # and the map cache covers working sets; measured, neither gains much from more than this on one disk.
 DEFAULT_MEMORY_BYTES_MAX = 256 * MIB
 
+# Filesystems whose files are memory, charged to whoever writes them.
+IN_MEMORY = ("tmpfs", "ramfs")
+
 # Version 1 writes "no limit" as the largest multiple of the page size that fits 63 bits; any limit beyond 2^60 is none.
 _NO_LIMIT_BYTES = 1 << 60
 
@@ -73,15 +76,34 @@ def default_memory_bytes(proc: Path = PROC) -> int:
     return max(min(base_bytes // 2, DEFAULT_MEMORY_BYTES_MAX) // MIB, 1) * MIB
 
 
+Place = tuple[Path, str, int]  # directory of a group, its path in the hierarchy, the hierarchy's version
+
+
 def memory_groups(proc: Path = PROC) -> list[MemoryGroup]:
     """Every group with a memory limit around this process, the innermost first."""
-    groups = []
-    for version, own_path in _own_groups(proc):
-        for directory, label in _ancestors(proc, version, own_path):
-            group = _read_group(directory, label, version)
-            if group is not None:
-                groups.append(group)
-    return groups
+    return read_groups(group_places(proc))
+
+
+def group_places(proc: Path = PROC) -> list[Place]:
+    """Where the groups around this process are found, whether they have limits or not."""
+    return [
+        (directory, label, version)
+        for version, own_path in _own_groups(proc)
+        for directory, label in _ancestors(proc, version, own_path)
+    ]
+
+
+def read_groups(places: list[Place]) -> list[MemoryGroup]:
+    """Those of them that have a limit, as they are now."""
+    groups = (_read_group(directory, label, version) for directory, label, version in places)
+    return [group for group in groups if group is not None]
+
+
+def left_for_files_bytes(proc: Path = PROC) -> int:
+    """How large files in memory (on tmpfs) may still become before a control group, or the host, is short."""
+    left = cgroup_headroom_bytes(proc)
+    available = host_available_bytes(proc)
+    return available if left is None else min(left, available)
 
 
 def own_memory_group(proc: Path = PROC) -> tuple[Path, int]:
@@ -208,6 +230,17 @@ def _meminfo(proc: Path, name: str) -> int:
         if key == name:
             return int(value.split()[0]) * 1024
     raise RuntimeError(f"{proc}/meminfo has no {name}")
+
+
+def filesystem_type(directory: Path) -> str:
+    """The type of the filesystem that is mounted last at or above `directory`."""
+    best_length, best_kind = -1, "unknown"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        mount_point = Path(before.split(" ")[4].replace("\\040", " "))
+        if directory.is_relative_to(mount_point) and len(str(mount_point)) >= best_length:
+            best_length, best_kind = len(str(mount_point)), after.split(" ")[0]
+    return best_kind
 
 
 def boot_tag() -> int:

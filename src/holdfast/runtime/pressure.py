@@ -4,7 +4,7 @@ already stand still for want of it.
 Two signs, the worse one counts:
 
     head-room   what may still be allocated before some group is at its limit, where the kernel kills without asking
-                (KERNEL: in a group without swap no allocation is ever refused); the clean page cache counts as free
+                (in a group without swap no allocation is ever refused); the clean page cache counts as free
     stalls      pressure stall information (PSI): the share of the last 10 s in which some task stood still for memory,
                 of the innermost group on version 2, else of the host
 
@@ -13,11 +13,10 @@ Read some times a second; nothing here is kept open, because groups come and go.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 
-from holdfast.runtime.host import PROC, memory_groups, own_memory_group
+from holdfast.runtime.host import PROC, MemoryGroup, Place, group_places, read_groups
 from holdfast.units import MIB
 
 # Below these shares of its limit a group's head-room is little, and very little; or below these amounts.
@@ -41,15 +40,22 @@ class PressureWatch:
     is given up is not taken back at once."""
 
     CALM_LOOKS = 8
+    LOOKS_A_SEARCH = 64  # groups seldom change, and to find them costs more than to read them
 
-    def __init__(self, proc: Path = PROC, *, look: Callable[[Path], Level] | None = None) -> None:
+    def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
-        self._look = look or look_at
+        self._places: list[Place] = []
+        self._psi: list[Path] = []
+        self._looks = 0
         self._level = Level.NONE
         self._calmer = 0
 
     def level(self) -> Level:
-        seen = self._look(self._proc)
+        if self._looks % self.LOOKS_A_SEARCH == 0:
+            self._places = group_places(self._proc)
+            self._psi = _psi_files(self._proc, self._places)
+        self._looks += 1
+        seen = max(_head_room(read_groups(self._places)), _stalls(self._psi))
         if seen >= self._level:
             self._level, self._calmer = seen, 0
         else:
@@ -59,14 +65,9 @@ class PressureWatch:
         return self._level
 
 
-def look_at(proc: Path) -> Level:
-    """The level now. Files that a kernel does not have are no pressure."""
-    return max(_head_room(proc), _stalls(proc))
-
-
-def _head_room(proc: Path) -> Level:
+def _head_room(groups: list[MemoryGroup]) -> Level:
     worst = Level.NONE
-    for group in memory_groups(proc):
+    for group in groups:
         left = group.headroom_bytes
         if left < min(VERY_LITTLE_BYTES, group.limit_bytes * VERY_LITTLE_PERCENT // 100):
             return Level.HIGH
@@ -75,16 +76,16 @@ def _head_room(proc: Path) -> Level:
     return worst
 
 
-def _stalls(proc: Path) -> Level:
-    percent = _stalled_percent(proc)
+def _stalls(files: list[Path]) -> Level:
+    percent = _stalled_percent(files)
     if percent >= STALLED_HIGH:
         return Level.HIGH
     return Level.SOME if percent >= STALLED_SOME else Level.NONE
 
 
-def _stalled_percent(proc: Path) -> float:
+def _stalled_percent(files: list[Path]) -> float:
     """`avg10` of the line `some avg10=0.00 avg60=...`; 0 where the kernel does not keep it."""
-    for path in _psi_files(proc):
+    for path in files:
         try:
             text = path.read_text()
         except OSError:  # not built in, switched off (EOPNOTSUPP), or the group has gone
@@ -96,9 +97,7 @@ def _stalled_percent(proc: Path) -> float:
     return 0.0
 
 
-def _psi_files(proc: Path) -> list[Path]:
-    try:
-        directory, version = own_memory_group(proc)
-    except LookupError:
-        return [proc / "pressure/memory"]
-    return [directory / "memory.pressure", proc / "pressure/memory"] if version == 2 else [proc / "pressure/memory"]
+def _psi_files(proc: Path, places: list[Place]) -> list[Path]:
+    """Where stalls are told of, the best source first."""
+    own = [directory / "memory.pressure" for directory, _label, version in places[:1] if version == 2]
+    return [path for path in (*own, proc / "pressure/memory") if path.exists()]

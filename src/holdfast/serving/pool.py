@@ -27,11 +27,15 @@ from holdfast.runtime.fault_disk import FaultyDisk
 from holdfast.runtime.host import boot_tag, default_memory_bytes
 from holdfast.runtime.lock import PoolLock
 from holdfast.runtime.loop import EventLoop
+from holdfast.runtime.pressure import PressureWatch
 from holdfast.runtime.prng import SystemPrng
 from holdfast.runtime.ring_memory import SHM_DIRECTORY, SharedRing, ring_name
 from holdfast.serving.bring_up import Surroundings, bring_up
 from holdfast.serving.heartbeat import Heartbeat
-from holdfast.units import BLOCK_SHIFT, GIB, format_size
+from holdfast.units import BLOCK_SHIFT, GIB, MIB, format_size
+
+# Where segment files are in memory: left for the kernel's own, sockets above all.
+FILES_MARGIN_BYTES = 8 * MIB
 
 # "1": costly checks at run time are on, as in all tests.
 VERIFY_VARIABLE = "HOLDFAST_VERIFY"
@@ -81,6 +85,7 @@ class ServedPool:
             self.loop,
             segment_size_bytes=SEGMENT_SIZE_BYTES_DEFAULT,
             refuses_thread=lambda name: faults.strike("worker", name),
+            memory_margin_bytes=FILES_MARGIN_BYTES + self.memory.on_demand_bytes,
         )
         around = Surroundings(
             disk=FaultyDisk(disk, faults, self.loop.call_soon) if faults.rules else disk,
@@ -110,7 +115,7 @@ class ServedPool:
         )
         self.engine = brought_up.engine
         faults.told = self.engine.complain
-        self._heartbeat = Heartbeat(self.loop, self.engine)
+        self._heartbeat = Heartbeat(self.loop, self.engine, pressure=PressureWatch().level)
         self.uuid = brought_up.uuid
         self.ring_memory = brought_up.ring_memory
         self._known_end = brought_up.known_end

@@ -111,6 +111,7 @@ class Engine:
         self.checkpoint_failures = 0  # writes of a superblock or a checkpoint that failed, and were tried again or not
         self._recovered = False  # the space table is what the log says: segments may be prepared and opened
         self.opened = False
+        self.throttles = False  # some group has a limit of dirty data, or the host is under high pressure
         self.closing = False
         self.accounts = accounts = Accounts(options.memory, refuses=options.refuses)
         self.scheduler = Scheduler(disk, WaitOrder() if options.verify else None)
@@ -200,7 +201,9 @@ class Engine:
             is_checkpoint_running=lambda: self._checkpoint_running,
             next_tick=self.next_tick,
         )
-        self.groups = Groups(self.volumes, accounts, self.scheduler, checkpoint=self.checkpoint)
+        self.groups = Groups(
+            self.volumes, accounts, self.scheduler, checkpoint=self.checkpoint, changed=self.note_throttling
+        )
         self._checkpoint_running = False
         self._checkpoint_position = 0
         self._maintained_ordinal = -1
@@ -308,7 +311,7 @@ class Engine:
         if ready:
             scheduler.run_ready()
         reclaimer = self.accounts.reclaimer
-        if reclaimer.wanted:
+        if reclaimer.short:
             self._reclaim()
         # Looked at once a segment, and whenever something happened that may have changed the answer: not in every turn.
         if (
@@ -324,7 +327,7 @@ class Engine:
         if ready:
             scheduler.run_ready()
         self.log.publish()
-        return bool(self.next_turn.tasks or ready or reclaimer.wanted or (self.table.released and self.page_room.tasks))
+        return bool(self.next_turn.tasks or ready or reclaimer.short or (self.table.released and self.page_room.tasks))
 
     def tick(self) -> None:
         """Some times a second."""
@@ -351,6 +354,12 @@ class Engine:
         if pressure is not self.accounts.reclaimer.pressure:
             log_output.info("memory pressure: %s", pressure.name.lower())
         self.accounts.reclaimer.note_pressure(pressure)
+        self.note_throttling()
+
+    def note_throttling(self) -> None:
+        """Whether anybody may have to be slowed: asked after each batch of writes, so it is known beforehand."""
+        limited = any(group.limits.dirty_bytes for group in self.groups.directory.by_id.values())
+        self.throttles = limited or self.accounts.reclaimer.pressure is Pressure.HIGH
 
     # ---- background
 

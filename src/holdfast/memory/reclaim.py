@@ -49,24 +49,20 @@ class Reclaimer:
         self.reclaimed_bytes = [0] * len(Kind)
         self.given_back_bytes = 0
         self.runs = 0
-        self._short: dict[tuple[int, Kind], Group] = {}
+        self.short: dict[tuple[int, Kind], Group] = {}  # what `run` is wanted for
 
     def note_shortage(self, group: Group, kind: Kind, context: Context) -> None:
         """A charge was refused by `group`: the part of reclaim that runs in the context of a caller."""
-        self._short[group.number, kind] = group
+        self.short[group.number, kind] = group
         if context.may_start_io:
             self.io_wanted.add(kind)
 
     def note_pressure(self, pressure: Pressure) -> None:
         self.pressure = pressure
 
-    @property
-    def wanted(self) -> bool:
-        return bool(self._short)
-
     def run(self) -> int:
         """Let the caches of the groups that are short shrink; returns the bytes that came free."""
-        short, self._short = self._short, {}
+        short, self.short = self.short, {}
         freed = 0
         self.runs += 1
         for (_number, kind), group in short.items():

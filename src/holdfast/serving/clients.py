@@ -49,6 +49,7 @@ class Clients:
         self.piece_buffer = allocate(READ_PIECE_BYTES)  # I
         engine.accounts.fixed_bytes += len(self.receive_buffer) + len(self.reply_buffer) + len(self.piece_buffer)
         self.closing = False  # L
+        self.kept_changes = 0  # L
         self.connections: dict[Connection, None] = {}  # L: in the order in which they came
         self._clock = clock  # I
         self._with_answers: list[Connection] = []  # L

@@ -14,7 +14,7 @@ from typing import Protocol
 from holdfast.engine import Engine
 from holdfast.errors import log_fields
 from holdfast.memory.context import CONTROL
-from holdfast.memory.group import Group, Kind
+from holdfast.memory.group import UNLIMITED_BYTES, Group, Kind
 from holdfast.memory.policy import refused
 from holdfast.memory.throttle import pause_ns
 from holdfast.nbd.handshake import Handshake
@@ -48,6 +48,7 @@ class Host(Protocol):
     reply_buffer: memoryview
     piece_buffer: memoryview
     closing: bool
+    kept_changes: int  # how often a connection has begun to keep more or less
 
     @property
     def exports(self) -> ExportDirectory: ...
@@ -76,6 +77,7 @@ class Connection:
         self.group = self._payer or host.engine.accounts.system  # pays for what is kept
         self._counted = 0  # bytes that this connection has charged to it
         self._share_bytes = 0  # how much of what is left to the group a batch may take now
+        self._share_at = -1  # `host.kept_changes` when that was looked up
         self._throttled: Timer | None = None
         self._reading = False
         self._ended = False  # the client sends no more
@@ -130,6 +132,7 @@ class Connection:
                 return
             self._leave_group()
             self.group = group
+            self._share_at = -1
         self._reader = RequestReader(negotiated)
         self.session = Session(
             host.engine,
@@ -151,6 +154,7 @@ class Connection:
 
     def _leave_group(self) -> None:
         """Give back everything that is charged to the group."""
+        self.host.kept_changes += 1
         self.group.release(Kind.CONNECTIONS, self._counted)
         self.group.release(Kind.STATE, CONNECTION_STATE_BYTES)
         self._counted = 0
@@ -163,7 +167,12 @@ class Connection:
         return least if share < least else min(share, most)
 
     def _take_share(self) -> None:
-        self._share_bytes = self.group.room_bytes(Kind.CONNECTIONS) >> 3
+        """Look how much is left to the group. It is only looked up anew when any connection keeps more or less than
+        before, or the group has a limit of all that it uses, which other kinds of memory use up as well."""
+        group = self.group
+        if self._share_at != self.host.kept_changes or group.limit_bytes < UNLIMITED_BYTES:
+            self._share_at = self.host.kept_changes
+            self._share_bytes = group.room_bytes(Kind.CONNECTIONS) >> 3
 
     def _piece_limit(self) -> int:
         self._take_share()
@@ -207,7 +216,8 @@ class Connection:
         assert session is not None
         assert reader is not None
         buffer = self.host.receive_buffer
-        log = self.host.engine.log
+        engine = self.host.engine
+        log = engine.log
         position = log.position
         pieces = False
         at = 0
@@ -247,23 +257,24 @@ class Connection:
         finally:
             if not self.closed:
                 self._keep(bytes(buffer[at:end]))
-        if log.position != position:
-            pause = pause_ns(session.payer, self.host.engine.accounts.reclaimer.pressure)
-            if pause:
-                self._throttle(pause)
-        self._watch_as_it_may()
+        if engine.throttles and log.position != position:
+            self._throttle()
+        self._watch(not (session.stalled or self._unsent or self._ended or self._throttled))
 
     def _watch_as_it_may(self) -> None:
         session = self.session
         assert session is not None
         self._watch(not (session.stalled or self._unsent or self._ended or self._throttled))
 
-    def _throttle(self, pause_ns: int) -> None:
-        """Leave the client alone for a while: its group is near its limit of dirty data."""
+    def _throttle(self) -> None:
+        """Leave the client alone for a while, if its group is near its limit of dirty data."""
         assert self.session is not None
-        self.session.payer.throttled_ns += pause_ns
-        if self._throttled is None:
-            self._throttled = self.host.loop.call_later(pause_ns, self._throttle_ends)
+        engine, payer = self.host.engine, self.session.payer
+        engine.log.settle()
+        pause = pause_ns(payer, engine.accounts.reclaimer.pressure)
+        if pause and self._throttled is None:
+            payer.throttled_ns += pause
+            self._throttled = self.host.loop.call_later(pause, self._throttle_ends)
 
     def _throttle_ends(self) -> None:
         self._throttled = None
@@ -305,6 +316,7 @@ class Connection:
     def _count(self) -> None:
         kept = self.kept_bytes
         if kept != self._counted:
+            self.host.kept_changes += 1
             self.group.charge(Kind.CONNECTIONS, kept - self._counted)
             self._counted = kept
 

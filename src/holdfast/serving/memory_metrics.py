@@ -92,6 +92,7 @@ def _groups(seen: Observed) -> Iterator[Metric]:
     engine = seen.pool.engine
     directory = engine.groups.directory.by_id
     listed = list(directory.values()) if len(directory) <= GROUPS_LISTED_MAX else [engine.groups.directory.default]
+    engine.log.settle()
     nodes = [engine.accounts.system, *(group.memory for group in listed)]
     both = ["group", "kind"]
     yield gauge("groups", "Groups of volumes, the default group included.", len(directory))

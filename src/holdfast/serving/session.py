@@ -142,7 +142,10 @@ class Session:
             self.work_off()
             self.backlog = deque(map(_kept, self.backlog))
             return
-        self.engine.log.bill(self._peer_group or volume.group.memory)
+        log = self.engine.log
+        payer = self._peer_group or volume.group.memory
+        if payer is not log.payer:
+            log.bill(payer)
         write_block = self.engine.writer.write_block
         read_block = self.engine.reader.read_block
         writes = self.writes

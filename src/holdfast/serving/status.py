@@ -58,6 +58,7 @@ def volume_info(volume: Volume, uris: list[str]) -> VolumeInfo:
 
 
 def group_info(group: TenantGroup, engine: Engine) -> GroupInfo:
+    engine.log.settle()
     limits, memory = group.limits, group.memory
     watermark = watermark_bytes(memory)
     return GroupInfo(

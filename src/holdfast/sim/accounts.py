@@ -85,6 +85,7 @@ def check_groups(world: World, kept_bytes: int) -> None:
     payers = [*(connection.group for connection in connections), *engine.log.dirty.payers]
     leaves = list(dict.fromkeys([engine.accounts.system, *(group.memory for group in groups), *payers]))
     assert sum(leaf.usage[Kind.CONNECTIONS] for leaf in leaves) == kept_bytes
+    engine.log.settle()
     dirty_bytes = (engine.log.dirty.settled - engine.flusher.durable) << BLOCK_SHIFT
     assert sum(leaf.usage[Kind.RING] for leaf in leaves) == dirty_bytes
     state_bytes = len(connections) * CONNECTION_STATE_BYTES + len(engine.volumes.by_id) * VOLUME_STATE_BYTES

@@ -35,13 +35,21 @@ class Groups:
     """Fields: I fixed when made."""
 
     def __init__(
-        self, volumes: Volumes, accounts: Accounts, scheduler: Scheduler, *, checkpoint: Callable[..., Work]
+        self,
+        volumes: Volumes,
+        accounts: Accounts,
+        scheduler: Scheduler,
+        *,
+        checkpoint: Callable[..., Work],
+        changed: Callable[[], None],
     ) -> None:
+        """`changed` is called whenever limits have changed."""
         self.directory: GroupDirectory = volumes.groups  # I
         self._volumes = volumes  # I
         self._accounts = accounts  # I
         self._scheduler = scheduler  # I
         self._checkpoint = checkpoint  # I
+        self._changed = changed  # I
 
     def bring_back(self, rows: list[GroupRow]) -> None:
         """The groups that the pool has already. A minimum that this server's memory does not have is left out."""
@@ -57,7 +65,11 @@ class Groups:
             except RequestError as error:
                 log_output.warning("%s; it is sure of nothing until the server has more --memory", error)
                 group.set_limits(limits.without_minimums())
-        directory.index()
+        self._limits_changed()
+
+    def _limits_changed(self) -> None:
+        self.directory.index()
+        self._changed()
 
     def find(self, name: str) -> TenantGroup:
         """Raises NotFoundError."""
@@ -80,6 +92,7 @@ class Groups:
             answer(error)
             return
         directory.add(group)
+        self._changed()
 
         def made(error: HoldfastError | None) -> None:
             if error is not None:
@@ -98,12 +111,12 @@ class Groups:
         except HoldfastError as error:
             answer(error)
             return
-        self.directory.index()
+        self._limits_changed()
 
         def stored(error: HoldfastError | None) -> None:
             if error is not None:
                 group.set_limits(before)
-                self.directory.index()
+                self._limits_changed()
             answer(error or group)
 
         self._begin(f"change group {name}", stored)

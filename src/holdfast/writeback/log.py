@@ -250,8 +250,12 @@ class Log:
                 self.room = min(self.room, group_left)
             return Room.YES
 
+    def settle(self) -> None:
+        """Charge what was appended to whoever appended it. Not done with each block: `room` is within the limits."""
+        self.dirty.settle(self.position, self._billed)
+
     def _settle(self, next_group: Group) -> None:
-        """Charge what was appended to whoever appended it; what comes now is `next_group`'s."""
+        """The same, and what comes now is `next_group`'s."""
         self.dirty.settle(self.position, self._billed)
         self._billed = next_group
 
@@ -407,7 +411,6 @@ class Log:
             and self.durable == self._published_durable
         ):
             return
-        self.dirty.settle(self.position, self._billed)
         self._published_position = self.position
         self._published_entry_at = self._entry_at
         self._published_durable = self.durable
@@ -421,6 +424,7 @@ class Log:
     def became_durable(self, position: int) -> None:
         """Everything below `position` is durable: those who paid for it have that much of the ring again."""
         self.durable = position
+        self.settle()
         self.dirty.release(position)
 
     def slot_of(self, address: int) -> int:

@@ -64,6 +64,7 @@ class Volume:
         "damaged",
         "group",
         "key_base",
+        "loss_acknowledged",
         "loss_epoch",
         "loss_open",
         "mapped_blocks",
@@ -102,6 +103,7 @@ class Volume:
         self.on_error = OnError(row.on_error)  # L
         self.read_only = row.read_only  # L: by one of these policies, or an operator's word
         self.loss_epoch = row.loss_epoch  # L
+        self.loss_acknowledged = 0  # L: the epoch whose acknowledgement is on its way to the disk
         self.loss_open = row.loss_open  # L: FLUSH fails until an operator has acknowledged the epoch by its number
         self.connections = 0  # L
         self.damaged: dict[int, str] = {}  # L: lba -> what was found, the first DAMAGED_BLOCKS_LISTED_MAX of them
@@ -137,7 +139,7 @@ class Volume:
             on_error=self.on_error,
             read_only=self.read_only,
             loss_epoch=self.loss_epoch,
-            loss_open=self.loss_open,
+            loss_open=self.loss_open and self.loss_acknowledged != self.loss_epoch,
         )
 
     def count_mapped(self, change: int) -> None:

@@ -203,8 +203,9 @@ class Volumes:
             return
 
         def stored(error: HoldfastError | None) -> None:
-            if error is not None:
-                volume.loss_open = True
+            volume.loss_acknowledged = 0
+            if error is None and volume.loss_epoch == epoch:
+                volume.loss_open = False
             answer(error or volume)
 
         self._scheduler.spawn(guarded(self._acknowledge(volume)), f"acknowledge {name}", stored)
@@ -212,7 +213,7 @@ class Volumes:
     def _acknowledge(self, volume: Volume) -> Work:
         for lba in list(volume.damaged):
             yield from self._writer.give_up(volume, lba)
-        volume.loss_open = False
+        volume.loss_acknowledged = volume.loss_epoch
         yield from self._checkpoint()
 
     # ---- removing one

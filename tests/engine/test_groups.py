@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import ENOSPC
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -29,13 +31,13 @@ def outcome_of(world: World, begin: Callable[[Callable[[object], None]], object]
     return outcome[0]
 
 
-def make_group(world: World, name: str, **limits: int) -> TenantGroup:
+def make_group(world: World, name: str, **limits: Any) -> TenantGroup:
     group = outcome_of(world, lambda answer: world.engine.groups.create(name, GroupLimits(**limits), answer))
     assert isinstance(group, TenantGroup), group
     return group
 
 
-def set_limits(world: World, name: str, **limits: int) -> object:
+def set_limits(world: World, name: str, **limits: Any) -> object:
     return outcome_of(world, lambda answer: world.engine.groups.change(name, GroupLimits(**limits), answer))
 
 
@@ -210,7 +212,12 @@ def test_the_innermost_control_group_of_a_peer_counts_before_its_uid(world: Hold
 
 @pytest.mark.parametrize("death", ["kill -9", "power", "close"])
 def test_groups_and_who_is_in_them_survive(world: HoldingWorld, death: str) -> None:
-    limits = {"memory_bytes": 2 * MIB, "dirty_bytes": MIB, "space_bytes": 3 * MIB, "dirty_min_bytes": 64 * KIB}
+    limits: dict[str, Any] = {
+        "memory_bytes": 2 * MIB,
+        "dirty_bytes": MIB,
+        "space_bytes": 3 * MIB,
+        "dirty_min_bytes": 64 * KIB,
+    }
     red = make_group(world, "red", **limits)
     create_in(world, "redisk", red)
     make_group(world, "gone")
@@ -266,10 +273,10 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(world: HoldingWorld)
         assert red.limits == GroupLimits()
         assert red.memory.minimums == [0] * len(Kind)
     for name in ("red", "", "-x", "a/b", "x" * 65):
-        refused = outcome_of(world, lambda answer, name=name: world.engine.groups.create(name, GroupLimits(), answer))
+        refused = outcome_of(world, partial(world.engine.groups.create, name, GroupLimits()))
         assert isinstance(refused, RequestError), name
     for name in ("default", "red"):
-        refused = outcome_of(world, lambda answer, name=name: world.engine.groups.remove(name, answer))
+        refused = outcome_of(world, partial(world.engine.groups.remove, name))
         assert isinstance(refused, RequestError), name
     assert isinstance(set_limits(world, "blue"), NotFoundError)
     check_accounts(world)

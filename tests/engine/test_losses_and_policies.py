@@ -1,5 +1,5 @@
-"""Promise 4: what is lost for good is said, by number, until somebody acknowledges it; and what a volume does when it is
-full, or its write-back fails, is its owner's choice (row A2)."""
+"""Promise 4: what is lost for good is said, by number, until somebody acknowledges it; and what a volume does when it
+is full, or its write-back fails, is its owner's choice (row A2)."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from holdfast.sim.world import WorldConfig
 from holdfast.units import BLOCK_SIZE_BYTES, MIB
 
 SEED = "every"
+CHANGES_OF_GROUPS = 8
 OPERATIONS = 80
 
 
@@ -68,7 +69,8 @@ def fixed_swarm(*, damage: bool = False) -> Swarm:
 
 
 class FixedRun(Run):
-    """The course: open, two volumes, requests, a volume goes, more requests, a clean end and a new start, the end."""
+    """The course: open, two volumes, groups for them, requests, a volume goes, more requests, a clean end and a new
+    start, the end."""
 
     def __init__(self, case: Case | None, write: Callable[[str], None] | None = None, *, damage: bool = False) -> None:
         damage = damage or (case is not None and case.kind in DAMAGE)
@@ -85,7 +87,7 @@ class FixedRun(Run):
     def run_course(self) -> None:
         """Raises AssertionError where a promise is broken."""
         world = self.world
-        for step in (world.open, self._create_two, self._send_half, self._remove_one, self._send_half):
+        for step in (world.open, self._create_two, self._divide, self._send_half, self._remove_one, self._send_half):
             self._attempt(step)
         if not self.swarm.damage:
             self._attempt(self._restart)
@@ -101,6 +103,11 @@ class FixedRun(Run):
         self.work.operator.create()
         self.work.operator.create()
         self.world.settle()
+
+    def _divide(self) -> None:
+        for _ in range(CHANGES_OF_GROUPS):
+            self.tenants.stir()
+            self.world.settle()
 
     def _send_half(self) -> None:
         self.work.connect_all()
@@ -118,6 +125,7 @@ class FixedRun(Run):
         self.work.changes.exorcise()
         self.close()
         self.world.open()
+        self.tenants.check()
 
     def _attempt(self, step: Callable[[], object]) -> None:
         if self._over:

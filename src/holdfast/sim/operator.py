@@ -6,8 +6,9 @@ from collections.abc import Callable
 from errno import ENOSPC
 from random import Random
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, ShortageError
 from holdfast.sim.client import SimClient
+from holdfast.sim.faults import REFUSE
 from holdfast.sim.world import World
 from holdfast.volume.volume import Volume
 
@@ -55,7 +56,9 @@ class Operator:
                 self._made()
             else:
                 assert outcome is not None
-                assert outcome.errno == ENOSPC or self._tolerant(), outcome
+                struck = self.world.faults.struck
+                short = struck["state", REFUSE] + struck["staging", REFUSE] and isinstance(outcome, ShortageError)
+                assert short or outcome.errno == ENOSPC or self._tolerant(), outcome
 
         self.world.note("operator", "create", name)
         self.world.wait_for(lambda answer: self.world.engine.create_volume(name, size, _both(answered, answer)))

@@ -160,6 +160,7 @@ class Run:
         self._stuck = False
         while work.left > 0:
             world.turn()
+            self.tenants.watch()
             if work.left != before:
                 before, since_ns = work.left, world.clock.at_ns
             elif world.clock.at_ns - since_ns > STUCK_NS:
@@ -181,7 +182,9 @@ class Run:
             if not client.reading:
                 client.read_again()
             moment = self.model.tick()
+            lost = world.engine.by_name[name].loss_open
             heard = self._flush(client)
+            assert heard[0].errno or not lost, f"a FLUSH of {name} succeeds though accepted data is lost"
             for _ in range(ACKNOWLEDGEMENTS_MAX):
                 volume = world.engine.by_name[name]
                 if not (heard[0].errno == EIO and self._may_lose and volume.loss_open):

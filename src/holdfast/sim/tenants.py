@@ -1,16 +1,22 @@
-"""What an operator does with groups while clients are at work: makes, changes and removes them, moves volumes; and that
-what he was told is durable is there after deaths."""
+"""What an operator does with groups while clients are at work: makes, changes and removes them, moves volumes; that
+what he was told is durable is there after deaths; and that no group has more of the ring than it may.
+
+The host does its part: it is short of memory now and then."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from holdfast.errors import HoldfastError
+from holdfast.memory.group import Kind
+from holdfast.memory.reclaim import Pressure
 from holdfast.sim.world import World
-from holdfast.units import KIB, MIB
+from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
 from holdfast.volume.groups import DEFAULT_GROUP, GroupLimits, TenantGroup
 from holdfast.volume.settings import VolumeSettings
+from holdfast.volume.volume import Volume
 
 NAMES = ("red", "green", "blue")
 UIDS = (1000, 1001)
@@ -24,9 +30,14 @@ class Tenants:
         self.rng = rng
         self.known: dict[str, GroupLimits] = {}
         self.unsure: dict[str, None] = {}
+        self.members: dict[str, str] = {}  # volume -> the group that it was moved to, as was answered
+        self._moving: dict[str, None] = {}  # volumes that are being moved
+        self._above: dict[TenantGroup, None] = {}  # groups that used more when their limit was set
 
     def stir(self) -> None:
-        """Begin one change of the groups, or of which one a volume is in."""
+        """Begin one change of the groups, or of which one a volume is in; the host may change its mind."""
+        if self.rng.random() < 0.3:
+            self.world.engine.pressure(self.rng.choice([Pressure.NONE, Pressure.NONE, Pressure.SOME, Pressure.HIGH]))
         name = self.rng.choice(NAMES)
         if name in self.unsure:
             return
@@ -51,6 +62,7 @@ class Tenants:
 
     def _change(self, name: str) -> None:
         limits = self._draw()
+        self._above[self.world.engine.groups.find(name)] = None
         self._begin(name, "change", lambda answer: self.world.engine.groups.change(name, limits, answer), limits)
 
     def _remove(self, name: str) -> None:
@@ -64,7 +76,16 @@ class Tenants:
         volume = self.rng.choice(volumes)
         group = engine.groups.find(self.rng.choice([name, name, DEFAULT_GROUP]))
         self.world.note("operator", "move", (volume.name, group.name))
-        self.world.wait_for(lambda answer: engine.change_volume(volume.name, answer, VolumeSettings(group=group)))
+        if volume.name in self._moving:
+            return
+        self._moving[volume.name] = None
+
+        def moved(outcome: Volume | HoldfastError | None) -> None:
+            del self._moving[volume.name]
+            if isinstance(outcome, Volume):
+                self.members[volume.name] = group.name
+
+        self._told(lambda answer: engine.change_volume(volume.name, answer, VolumeSettings(group=group)), moved)
 
     def _begin(
         self,
@@ -84,15 +105,36 @@ class Tenants:
             else:
                 self.known[name] = limits
 
+        self.world.note("operator", f"{what} group", name)
+        self._told(begin, answered)
+
+    def _told(self, begin: Callable[[Callable[[Any], None]], object], heard: Callable[[Any], None]) -> None:
+        """Begin something; `heard` gets the answer, unless the server dies first."""
+
         def both(answer: Callable[[object], None]) -> object:
-            def told(outcome: TenantGroup | HoldfastError | None) -> None:
-                answered(outcome)
+            def told(outcome: object) -> None:
+                heard(outcome)
                 answer(outcome)
 
             return begin(told)
 
-        self.world.note("operator", f"{what} group", name)
         self.world.wait_for(both)
+
+    def watch(self) -> None:
+        """After a turn: nobody has more than its share of the ring, but who had more when that was set."""
+        engine = self.world.engine
+        for group in engine.groups.directory.by_id.values():
+            limit_bytes = group.limits.dirty_bytes
+            if not limit_bytes:
+                continue
+            engine.log.settle()
+            used_bytes = group.memory.usage[Kind.RING]
+            if used_bytes <= limit_bytes:
+                self._above.pop(group, None)
+            else:
+                over_bytes = used_bytes - limit_bytes
+                allowed = group in self._above or over_bytes <= engine.must_succeed.ring_blocks * BLOCK_SIZE_BYTES
+                assert allowed, f"group {group.name}: {used_bytes} bytes of the ring, of {limit_bytes}"
 
     def check(self) -> None:
         """After a start: what was answered is there, and nothing else but what was under way at the end."""
@@ -103,5 +145,12 @@ class Tenants:
                 assert there[name].limits == limits, f"group {name}: {there[name].limits}, not {limits}"
         for name in there:
             assert name in self.known or name in self.unsure or name == DEFAULT_GROUP, f"group {name} is back"
+        by_name = self.world.engine.by_name
+        for volume, group in self.members.items():
+            if volume in by_name and volume not in self._moving and not by_name[volume].removing:
+                assert by_name[volume].group.name == group, f"{volume} is in {by_name[volume].group.name}, not {group}"
         self.known = {name: group.limits for name, group in there.items() if name != DEFAULT_GROUP}
+        self.members = {name: volume.group.name for name, volume in by_name.items()}
         self.unsure.clear()
+        self._moving.clear()
+        self._above.clear()

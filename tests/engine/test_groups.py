@@ -106,6 +106,28 @@ def test_whoever_stands_still_says_for_what(world: HoldingWorld) -> None:
     world.settle()
 
 
+def test_each_pays_for_what_it_has_written_itself(world: HoldingWorld) -> None:
+    """Also where their writes alternate, within one commit of the log."""
+    groups = [make_group(world, name) for name in ("red", "green")]
+    for number, group in enumerate(groups):
+        create_in(world, f"disk{number}", group)
+    clients = [connect(world, f"disk{number}") for number in range(2)]
+    for client in clients:
+        assert ask(world, client, CMD_WRITE, 0, payload=block(1)).errno == 0
+        assert ask(world, client, CMD_FLUSH).errno == 0
+    hold_writes(world)
+    for number in range(20):
+        for client, count in zip(clients, (1, 3), strict=True):
+            answer = client.send(CMD_WRITE, number * 4 * BLOCK_SIZE_BYTES, payload=block(2) * count)
+            world.loop.turn_again()
+            assert world.go_on(10_000_000, lambda answer=answer: answer.ready)  # type: ignore[misc]
+    headers = 2
+    assert 20 <= dirty_bytes(world, groups[0]) // BLOCK_SIZE_BYTES <= 20 + headers
+    assert 60 <= dirty_bytes(world, groups[1]) // BLOCK_SIZE_BYTES <= 60 + headers
+    world.holding.release()
+    world.settle()
+
+
 def test_near_its_limit_a_group_is_slowed_and_others_are_not(world: HoldingWorld) -> None:
     red = make_group(world, "red", dirty_bytes=DIRTY_BYTES)
     create_in(world, "redisk", red)

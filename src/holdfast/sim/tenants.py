@@ -121,13 +121,20 @@ class Tenants:
         self.world.wait_for(both)
 
     def watch(self) -> None:
-        """After a turn: nobody has more than its share of the ring, but who had more when that was set."""
+        """After a turn: nobody has more than its share of the ring, but who had more when that was set; and what all
+        have together is what is dirty."""
         engine = self.world.engine
+        if not self.known:
+            return
+        engine.log.settle()
+        payers = dict.fromkeys(engine.log.dirty.payers)
+        dirty_bytes = (engine.log.dirty.settled - engine.log.durable) * BLOCK_SIZE_BYTES
+        paid_bytes = sum(payer.usage[Kind.RING] for payer in payers)
+        assert paid_bytes == dirty_bytes, f"{dirty_bytes} bytes are dirty, and {paid_bytes} paid for"
         for group in engine.groups.directory.by_id.values():
             limit_bytes = group.limits.dirty_bytes
             if not limit_bytes:
                 continue
-            engine.log.settle()
             used_bytes = group.memory.usage[Kind.RING]
             if used_bytes <= limit_bytes:
                 self._above.pop(group, None)

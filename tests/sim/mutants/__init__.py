@@ -9,6 +9,7 @@ A module for each room of the engine; `recovery` is spread over several of them,
 
 from __future__ import annotations
 
+from tests.sim.mutants.memory import GROUPS
 from tests.sim.mutants.mended import FOUND_AND_MENDED
 from tests.sim.mutants.mutant import Mutant
 from tests.sim.mutants.pool import CHECKPOINT_AND_SPACE
@@ -30,6 +31,7 @@ MUTANTS = [
     *VOLUMES,
     *WAITING,
     *SERVING,
+    *GROUPS,
     *ORDER_OF_WAITS,
     *FOUND_AND_MENDED,
 ]
@@ -73,6 +75,10 @@ SURVIVORS = {
     "requests-of-the-gone": "a client must vanish between two parts of one batch: one in some thousand seeds",
     "first-superblock-trusted": "two deaths within a few effects of a pool's making, one in 100,000 seeds: "
     "tests/engine/test_lost_slot.py",
+    "dirt-of-the-payer-before": "that a group has enough is all that the simulator sees, not whose each block is: "
+    "tests/engine/test_groups.py",
+    "withdrawn-slots-still-counted": "the maps of a run must need every page just while the host has some of them: "
+    "tests/volume/test_page_cache.py",
     "written-before-it-is-published": "a death between two steps of one turn, one in 100,000 seeds: "
     "tests/writeback/test_flusher.py",
 }

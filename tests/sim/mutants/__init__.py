@@ -19,7 +19,7 @@ from tests.sim.mutants.volume import VOLUMES
 from tests.sim.mutants.work import ORDER_OF_WAITS, WAITING
 from tests.sim.mutants.writeback import FLUSHER, RING_AND_LOG
 
-SEEDS = 120
+SEEDS = 250
 SEEDS_RARE = 1000
 OPERATIONS = 300
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import UNSET
 
 from holdfast.control.api import ChangeVolume, CreateVolume
-from holdfast.control.group_api import ChangeGroup
+from holdfast.control.group_api import ChangeGroup, validate_cgroup, validate_group
 from holdfast.engine import Engine
 from holdfast.pool.tables import NO_UID
 from holdfast.volume.groups import GroupLimits
@@ -29,6 +29,8 @@ def volume_settings(engine: Engine, wanted: CreateVolume | ChangeVolume) -> Volu
 
 
 def group_limits(change: ChangeGroup, before: GroupLimits) -> GroupLimits:
+    """Raises RequestError for what cannot be meant: nobody else has looked where the pool is idle."""
+    validate_group(change)
     return GroupLimits(
         memory_bytes=_changed(change.memory_bytes, before.memory_bytes),
         dirty_bytes=_changed(change.dirty_bytes, before.dirty_bytes),
@@ -36,7 +38,7 @@ def group_limits(change: ChangeGroup, before: GroupLimits) -> GroupLimits:
         dirty_min_bytes=_changed(change.dirty_min_bytes, before.dirty_min_bytes),
         map_min_bytes=_changed(change.map_min_bytes, before.map_min_bytes),
         uid=before.uid if change.uid is UNSET else NO_UID if change.uid == -1 else change.uid,
-        cgroup=before.cgroup if change.cgroup is UNSET else change.cgroup.rstrip("/"),
+        cgroup=before.cgroup if change.cgroup is UNSET else validate_cgroup(change.cgroup),
     )
 
 

@@ -69,6 +69,7 @@ def group_info(group: TenantGroup, engine: Engine) -> GroupInfo:
         space_bytes=limits.space_bytes,
         dirty_min_bytes=limits.dirty_min_bytes,
         map_min_bytes=limits.map_min_bytes,
+        minimums_held=group.minimums_held,
         uid=-1 if limits.uid == NO_UID else limits.uid,
         cgroup=limits.cgroup,
         usage=_by_kind(memory.usage),

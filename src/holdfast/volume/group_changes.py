@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
 
-from holdfast.errors import HoldfastError, RequestError
+from holdfast.errors import HoldfastError, RequestError, RetryError
 from holdfast.memory.accounts import Accounts
 from holdfast.pool.tables import CGROUP_BYTES_MAX, GROUP_NAME_BYTES_MAX, GroupRow
-from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, GroupLimits, TenantGroup, limits_of
+from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, GroupLimits, TenantGroup, check_limits, limits_of
 from holdfast.volume.volumes import Volumes
 from holdfast.work.task import Scheduler, Work, guarded
 
@@ -52,19 +53,18 @@ class Groups:
         self._changed = changed  # I
 
     def bring_back(self, rows: list[GroupRow]) -> None:
-        """The groups that the pool has already. A minimum that this server's memory does not have is left out."""
+        """The groups that the pool has already. A minimum that this server's memory does not have is not held, but
+        stays what is wanted: the next server may have more."""
         directory = self.directory
         for row in rows:
             group = directory.by_id.get(row.group_id)
             if group is None:
                 group = TenantGroup(row.group_id, row.name, self._accounts.make_group(row.name))
                 directory.add(group)
-            limits = limits_of(row)
             try:
-                group.set_limits(limits)
+                group.keep_limits(limits_of(row))
             except RequestError as error:
-                log_output.warning("%s; it is sure of nothing until the server has more --memory", error)
-                group.set_limits(limits.without_minimums())
+                log_output.warning("%s; it is sure of nothing until a server with more --memory has the pool", error)
         self._limits_changed()
 
     def _limits_changed(self) -> None:
@@ -82,6 +82,8 @@ class Groups:
             check_group_name(name)
             if name in directory.by_name:
                 raise RequestError(f"there is a group {name!r} already")
+            if any(group.name == name for group in directory.leaving.values()):
+                raise RetryError(f"the group {name!r} is being removed; try again in a moment")
             self._check(limits, None)
             group_id = directory.free_id()
             self._volumes.hold_reserve(more_groups=1)
@@ -95,8 +97,10 @@ class Groups:
         self._changed()
 
         def made(error: HoldfastError | None) -> None:
-            if error is not None:
-                directory.remove(group)
+            # A volume may be in it already: then it stays, as that does, and is durable with a later checkpoint.
+            if error is not None and not group.volumes and directory.has(group):
+                directory.begin_removal(group)
+                self._forget(group)
             answer(error or group)
 
         self._begin(f"create group {name}", made)
@@ -107,15 +111,16 @@ class Groups:
             group = self.find(name)
             before = group.limits
             self._check(limits, group)
-            group.set_limits(limits)
+            self._set(group, limits)
         except HoldfastError as error:
             answer(error)
             return
         self._limits_changed()
 
         def stored(error: HoldfastError | None) -> None:
-            if error is not None:
-                group.set_limits(before)
+            if error is not None and self.directory.has(group):
+                with suppress(RequestError):
+                    group.keep_limits(before)
                 self._limits_changed()
             answer(error or group)
 
@@ -136,19 +141,39 @@ class Groups:
             answer(error)
             return
         directory = self.directory
-        directory.remove(group)
+        directory.begin_removal(group)
+        self._changed()
 
         def removed(error: HoldfastError | None) -> None:
+            if error is None and group.volumes:
+                # It had just left, and that could not be made durable: where it came back to has to be there.
+                error = RetryError(f"group {name!r} has volumes again, as they could not be moved; try again")
             if error is None:
-                group.set_limits(GroupLimits())  # what it was sure of is everybody's again
+                self._forget(group)
             else:
                 directory.add(group)
-            self._volumes.hold_reserve()
+                self._changed()
             answer(error)
 
         self._begin(f"remove group {name}", removed)
 
+    def _forget(self, group: TenantGroup) -> None:
+        """What it was sure of is everybody's again, and so is what a checkpoint needs for it."""
+        group.set_limits(GroupLimits())
+        self.directory.forget(group)
+        self._volumes.hold_reserve()
+        self._changed()
+
+    def _set(self, group: TenantGroup, limits: GroupLimits) -> None:
+        """Minimums that nobody has asked to change are no reason to refuse what was asked, held or not."""
+        if not limits.same_minimums(group.limits):
+            group.set_limits(limits)
+            return
+        with suppress(RequestError):
+            group.keep_limits(limits)
+
     def _check(self, limits: GroupLimits, ours: TenantGroup | None) -> None:
+        check_limits(limits)
         if len(limits.cgroup.encode()) > CGROUP_BYTES_MAX:
             raise RequestError(f"the path of a control group may have {CGROUP_BYTES_MAX} bytes; this one has more")
         if limits.cgroup and not limits.cgroup.startswith("/"):

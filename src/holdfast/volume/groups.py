@@ -7,12 +7,12 @@ volume's. Space is charged to the volume's group, in which it stays when the iss
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from holdfast.errors import NotFoundError, RequestError
 from holdfast.memory.group import UNLIMITED_BYTES, Group, Kind
 from holdfast.pool.tables import NO_UID, GroupRow
-from holdfast.units import BLOCK_SHIFT, KIB, MIB, format_size
+from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, KIB, MIB, format_size
 
 DEFAULT_GROUP = "default"
 GROUPS_MAX = 1000
@@ -41,39 +41,71 @@ class GroupLimits:
     uid: int = NO_UID
     cgroup: str = ""
 
-    def without_minimums(self) -> GroupLimits:
-        return replace(self, dirty_min_bytes=0, map_min_bytes=0)
+    def same_minimums(self, other: GroupLimits) -> bool:
+        return (self.dirty_min_bytes, self.map_min_bytes) == (other.dirty_min_bytes, other.map_min_bytes)
 
 
 class TenantGroup:
     """Fields: I fixed when made, L loop thread."""
 
-    __slots__ = ("group_id", "limits", "mapped_blocks", "mapped_blocks_max", "memory", "name", "volumes")
+    __slots__ = (
+        "group_id",
+        "limits",
+        "mapped_blocks",
+        "mapped_blocks_max",
+        "memory",
+        "minimums_held",
+        "name",
+        "volumes",
+    )
 
     def __init__(self, group_id: int, name: str, memory: Group) -> None:
         self.group_id = group_id  # I
         self.name = name  # I
         self.memory = memory  # I
-        self.limits = GroupLimits()  # L
+        self.limits = GroupLimits()  # L: as they are stored, also where the minimums are not held
+        self.minimums_held = True  # L
         self.mapped_blocks = 0  # L: of all its volumes
         self.mapped_blocks_max = UNLIMITED_BLOCKS  # L
         self.volumes = 0  # L: how many there are in it
 
     def set_limits(self, limits: GroupLimits) -> None:
-        """Raises RequestError, with nothing changed, for limits that make no sense or minimums that cannot be had. What
-        is used stays, however much that is."""
-        check_limits(limits)
-        memory = self.memory
-        before = self.limits
-        memory.set_minimum(Kind.RING, limits.dirty_min_bytes)
+        """Raises RequestError, with nothing changed, for minimums that cannot be had. What is used stays, however much
+        that is."""
         try:
-            memory.set_minimum(Kind.MAP_PAGES, limits.map_min_bytes)
+            self._set_minimums(limits.dirty_min_bytes, limits.map_min_bytes)
+        except RequestError as error:
+            raise RequestError(f"{error}; ask for less, or serve the pool with more --memory first") from error
+        self.minimums_held = True
+        self._take(limits)
+
+    def keep_limits(self, limits: GroupLimits) -> None:
+        """The same for limits with minimums that were promised before, perhaps by a server with more memory. Where
+        they cannot be had nothing is set aside, and they are remembered: the next server may have them. Raises
+        RequestError, with the rest done, in that case."""
+        self.minimums_held = False
+        try:
+            self._set_minimums(limits.dirty_min_bytes, limits.map_min_bytes)
+            self.minimums_held = True
         except RequestError:
-            memory.set_minimum(Kind.RING, before.dirty_min_bytes)
+            self._set_minimums(0, 0)
             raise
+        finally:
+            self._take(limits)
+
+    def _set_minimums(self, dirty_min_bytes: int, map_min_bytes: int) -> None:
+        before_bytes = self.memory.minimums[Kind.RING]
+        self.memory.set_minimum(Kind.RING, dirty_min_bytes)
+        try:
+            self.memory.set_minimum(Kind.MAP_PAGES, map_min_bytes)
+        except RequestError:
+            self.memory.set_minimum(Kind.RING, before_bytes)
+            raise
+
+    def _take(self, limits: GroupLimits) -> None:
         self.limits = limits
-        memory.limit_bytes = limits.memory_bytes or UNLIMITED_BYTES
-        memory.limits[Kind.RING] = limits.dirty_bytes or UNLIMITED_BYTES
+        self.memory.limit_bytes = limits.memory_bytes or UNLIMITED_BYTES
+        self.memory.limits[Kind.RING] = limits.dirty_bytes or UNLIMITED_BYTES
         self.mapped_blocks_max = limits.space_bytes >> BLOCK_SHIFT if limits.space_bytes else UNLIMITED_BLOCKS
 
     def take_in(self, mapped_blocks: int) -> None:
@@ -132,10 +164,15 @@ def check_limits(limits: GroupLimits) -> None:
             f"a group cannot be sure of {format_size(limits.dirty_min_bytes)} of dirty data: its limit is "
             f"{format_size(dirty_most)}"
         )
-    if limits.memory_bytes and limits.map_min_bytes > limits.memory_bytes:
+    both_bytes = limits.dirty_min_bytes + limits.map_min_bytes
+    if limits.memory_bytes and both_bytes > limits.memory_bytes:
         raise RequestError(
-            f"a group cannot be sure of {format_size(limits.map_min_bytes)} of map pages: its memory limit is "
+            f"a group cannot be sure of {format_size(both_bytes)} of dirty data and map pages: its memory limit is "
             f"{format_size(limits.memory_bytes)}"
+        )
+    if 0 < limits.space_bytes < BLOCK_SIZE_BYTES:
+        raise RequestError(
+            f"a space limit of {limits.space_bytes} bytes is less than a block; give at least 4K, or none"
         )
 
 
@@ -145,6 +182,7 @@ class GroupDirectory:
     def __init__(self, default: TenantGroup) -> None:
         self.default = default
         self.by_id: dict[int, TenantGroup] = {default.group_id: default}
+        self.leaving: dict[int, TenantGroup] = {}  # on their way out: they come back if that cannot be made durable
         self._by_uid: dict[int, TenantGroup] = {}
         self._by_cgroup: dict[str, TenantGroup] = {}
 
@@ -159,18 +197,27 @@ class GroupDirectory:
             raise NotFoundError(f"there is no group {name!r}; `holdfast group list` shows those that exist")
         return group
 
+    def has(self, group: TenantGroup) -> bool:
+        return self.by_id.get(group.group_id) is group
+
     def add(self, group: TenantGroup) -> None:
+        self.leaving.pop(group.group_id, None)
         self.by_id[group.group_id] = group
         self.index()
 
-    def remove(self, group: TenantGroup) -> None:
+    def begin_removal(self, group: TenantGroup) -> None:
+        """Nobody finds it any more; its id and its name are still taken. Then `add` it again, or `forget` it."""
         del self.by_id[group.group_id]
+        self.leaving[group.group_id] = group
         self.index()
+
+    def forget(self, group: TenantGroup) -> None:
+        del self.leaving[group.group_id]
 
     def free_id(self) -> int:
         """Raises RequestError if there are as many groups as there may be."""
         for group_id in range(1, GROUPS_MAX + 1):
-            if group_id not in self.by_id:
+            if group_id not in self.by_id and group_id not in self.leaving:
                 return group_id
         raise RequestError(f"a pool has at most {GROUPS_MAX} groups; remove one")
 

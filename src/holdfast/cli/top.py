@@ -20,6 +20,7 @@ from holdfast.cli.output import format_columns, print_json, shorten
 from holdfast.control.api import MemoryUse, PoolStatus, Statistics, VolumeInfo, WaitInfo, WaitList
 from holdfast.control.client import ControlClient
 from holdfast.control.group_api import GroupInfo
+from holdfast.errors import NotFoundError
 from holdfast.units import BLOCK_SIZE_BYTES, format_size
 
 if TYPE_CHECKING:
@@ -107,8 +108,16 @@ def _connect(pool: PoolPath) -> ControlClient:
 
 def _look(client: ControlClient) -> Snapshot:
     return Snapshot(
-        pool=client.status(), statistics=client.statistics(), volumes=client.volumes(), groups=client.groups()
+        pool=client.status(), statistics=client.statistics(), volumes=client.volumes(), groups=_groups_of(client)
     )
+
+
+def _groups_of(client: ControlClient) -> list[GroupInfo]:
+    """None where the server is older than groups are: all else can be watched still."""
+    try:
+        return client.groups()
+    except NotFoundError:
+        return []
 
 
 def _pool_of(client: ControlClient, interval_s: float) -> Callable[[], Screen]:

@@ -4,7 +4,8 @@ These structures are the JSON of `POOL/control.sock`, the `--json` output of the
 HTTP side (`control/http.py`) and the server that implements `Service`.  One definition serves all three, so that they
 cannot drift apart.
 
-1. Fields are only ever added, with a default: an older client decodes a newer answer and the other way round.
+1. Fields are only ever added, with a default: an older client decodes a newer answer and the other way round.  What a
+   request leaves at its default is not sent, so that an older server, which refuses what it does not know, need not.
 2. Sizes and positions are plain integers with their unit in the name; times are ISO 8601 in UTC.
 3. An error travels as its kind (one for each class of `errors.py`), its message and its errno, and is rebuilt as the
    same class on the other side.
@@ -90,7 +91,7 @@ OnFull: TypeAlias = Literal["error", "read-only"]
 OnError: TypeAlias = Literal["retry", "read-only"]
 
 
-class CreateVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CreateVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     name: str
     size_bytes: int
     quota_bytes: int = 0
@@ -100,7 +101,7 @@ class CreateVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     group: str | None = None
 
 
-class ChangeVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ChangeVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What is left out stays as it is."""
 
     quota_bytes: int | None = None

@@ -34,7 +34,7 @@ from holdfast.control.api import (
     rebuild_error,
 )
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupList, GroupRemoved
-from holdfast.errors import DiskError, GoneError, HoldfastError, RetryError
+from holdfast.errors import DiskError, GoneError, HoldfastError, NotFoundError, RetryError
 
 CONTROL_SOCKET_NAME = "control.sock"
 
@@ -171,7 +171,10 @@ class ControlClient:
             raise GoneError(f"the server at {self._path} ended the connection; look at its log") from error
         if response.status < 400:
             return _decode(data, answer)
-        raise rebuild_error(_decode(data, ErrorAnswer).error)
+        body = _decode(data, ErrorAnswer).error
+        if response.status == 404 and body.message.startswith("there is nothing at "):
+            raise NotFoundError(f"the server at {self._path} is older than this command ({body.message}); restart it")
+        raise rebuild_error(body)
 
 
 def _decode(data: bytes, wanted: type[_T]) -> _T:

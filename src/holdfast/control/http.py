@@ -17,6 +17,12 @@ received, sends what `data_to_send` gives, and closes the socket when `closed` i
     GET    /v1/volumes/NAME                VolumeInfo
     PATCH  /v1/volumes/NAME                ChangeVolume -> VolumeInfo
     DELETE /v1/volumes/NAME[?force=true]   VolumeRemoved
+    POST   /v1/volumes/NAME/acknowledge-loss   AcknowledgeLoss -> VolumeInfo
+    GET    /v1/groups                      GroupList
+    POST   /v1/groups                      CreateGroup -> GroupInfo, 201
+    GET    /v1/groups/NAME                 GroupInfo
+    PATCH  /v1/groups/NAME                 ChangeGroup -> GroupInfo
+    DELETE /v1/groups/NAME                 GroupRemoved
     POST   /v1/shutdown                    Stopping, 202
 
 1. One request at a time: while an answer is due nothing further is parsed, and `wants_data` is false so that the owner
@@ -245,10 +251,12 @@ class ControlConnection:
                 service.change_group(path.removeprefix(_GROUP_PREFIX), change, self._reply_with(200))
             case "DELETE", _ if path.startswith(_GROUP_PREFIX):
                 service.remove_group(path.removeprefix(_GROUP_PREFIX), self._reply_with(200))
-            case "POST", _ if path.startswith(_VOLUME_PREFIX) and path.endswith(_ACKNOWLEDGE):
+            case "POST", _ if _is_acknowledge(path):
                 wanted_epoch = self._decode(AcknowledgeLoss, "a loss to acknowledge").loss_epoch
                 name = _volume_name(path.removesuffix(_ACKNOWLEDGE))
                 service.acknowledge_loss(name, wanted_epoch, self._reply_with(200))
+            case _ if _is_acknowledge(path):
+                self._refuse_route(method, path)
             case "POST", "/v1/shutdown":
                 service.shutdown()
                 self._respond(202, Stopping())
@@ -262,8 +270,11 @@ class ControlConnection:
                 self._refuse_route(method, path)
 
     def _refuse_route(self, method: str, path: str) -> None:
-        one = path.startswith((_VOLUME_PREFIX, _GROUP_PREFIX))
-        allowed = "GET, PATCH, DELETE" if one else _METHODS.get(path)
+        allowed = _METHODS.get(path)
+        if _is_acknowledge(path):
+            allowed = "POST"
+        elif path.startswith((_VOLUME_PREFIX, _GROUP_PREFIX)):
+            allowed = "GET, PATCH, DELETE"
         if allowed is None:
             self._respond(404, _error_answer("not_found", f"there is nothing at {path}", 2))
         else:
@@ -377,6 +388,11 @@ class MetricsConnection(ControlConnection):
 
 def _error_answer(kind: str, message: str, errno: int) -> ErrorAnswer:
     return ErrorAnswer(error=ErrorBody(kind=kind, message=message, errno=errno))
+
+
+def _is_acknowledge(path: str) -> bool:
+    """Also where the volume's name is empty or none: that is refused as a name."""
+    return path.startswith(_VOLUME_PREFIX) and path.endswith(_ACKNOWLEDGE) and len(path) > len(_VOLUMES + _ACKNOWLEDGE)
 
 
 def _volume_name(path: str) -> str:

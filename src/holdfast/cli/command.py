@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import click
 
-from holdfast.errors import HoldfastError, NoSpaceError, RequestError, RetryError
+from holdfast.errors import HoldfastError, NoSpaceError, ReadOnlyError, RequestError, RetryError, ShortageError
 
 EXIT_NO = 1
 EXIT_COULD_NOT_RUN = 2
@@ -140,9 +140,12 @@ def report_and_exit(error: Exception) -> NoReturn:
             raise error
 
 
+_REFUSALS = (RequestError, NoSpaceError, ShortageError, ReadOnlyError, RetryError)
+
+
 def exit_code_of(error: HoldfastError) -> int:
     """1 where the pool was asked and said no, 2 where the asking itself failed."""
-    return EXIT_NO if isinstance(error, RequestError | NoSpaceError | RetryError) else EXIT_COULD_NOT_RUN
+    return EXIT_NO if isinstance(error, _REFUSALS) else EXIT_COULD_NOT_RUN
 
 
 def describe_os_error(error: OSError) -> str:

@@ -51,13 +51,13 @@ def _held_back(pool: Path) -> Iterator[Finding]:
     """What a served pool holds back for those who must not fail; of an idle one it is computed when it is opened."""
     try:
         client = ControlClient.connect_if_served(pool)
+        if client is None:
+            return
+        with client:
+            reserved = client.status().memory.reserved
     except HoldfastError as error:
         yield Finding(subject="server", state=WARN, found=str(error))
         return
-    if client is None:
-        return
-    with client:
-        reserved = client.status().memory.reserved
     for caller in reserved:
         amounts = (
             f"{caller.segments} segments" if caller.segments else "",

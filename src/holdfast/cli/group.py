@@ -6,12 +6,20 @@ import pwd
 from typing import Any
 
 import click
-from msgspec import UNSET, UnsetType
 
 from holdfast.cli.command import CommandError, LazyGroup, ManualCommand
-from holdfast.cli.locate import POOL, VOLUME, PoolPath, SizeType, open_pool
+from holdfast.cli.locate import GROUP, POOL, PoolPath, SizeType, convert_or_fail, open_pool
 from holdfast.cli.output import print_json, print_table
-from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupList
+from holdfast.control.group_api import (
+    ChangeGroup,
+    CreateGroup,
+    GroupInfo,
+    GroupList,
+    validate_cgroup,
+    validate_limit,
+    validate_space,
+    validate_uid,
+)
 from holdfast.units import format_size
 
 
@@ -21,7 +29,13 @@ class _LimitType(SizeType):
     name = "size|none"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        return 0 if value == "none" else super().convert(value, param, ctx)
+        count_bytes = 0 if value == "none" else super().convert(value, param, ctx)
+        return convert_or_fail(self, validate_limit, count_bytes, param, ctx)
+
+
+class _SpaceType(_LimitType):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return convert_or_fail(self, validate_space, super().convert(value, param, ctx), param, ctx)
 
 
 class _UidType(click.ParamType[int]):
@@ -35,11 +49,24 @@ class _UidType(click.ParamType[int]):
         if value == "none":
             return -1
         if value.isascii() and value.isdigit():
-            return int(value)
+            return convert_or_fail(self, validate_uid, int(value), param, ctx)
         try:
             return pwd.getpwnam(value).pw_uid
         except KeyError:
             self.fail(f"there is no user {value!r}; give a name or a number, or none", param, ctx)
+
+
+class _CgroupType(click.ParamType[str]):
+    """The path of a control group, or `none`: empty."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == "none":
+            return ""
+        if not value:
+            self.fail("an empty path is no control group; give one, or none", param, ctx)
+        return convert_or_fail(self, validate_cgroup, value, param, ctx)
 
 
 _LIMITS = (
@@ -54,14 +81,15 @@ _LIMITS = (
 def _limits(function: Any) -> Any:
     """The options that `create` and `set` share."""
     function = click.option(
-        "--cgroup", metavar="PATH|none",
+        "--cgroup", type=_CgroupType(), metavar="PATH|none",
         help="Charge clients on Unix sockets whose memory control group is PATH, or below it, to this group.",
     )(function)  # fmt: skip
     function = click.option(
         "--uid", type=_UidType(), metavar="USER|none", help="Charge clients on Unix sockets of this user to this group."
     )(function)
     for option, name, what in reversed(_LIMITS):
-        function = click.option(option, name, type=_LimitType(), metavar="SIZE|none", help=what)(function)
+        kind = _SpaceType() if option == "--space" else _LimitType()
+        function = click.option(option, name, type=kind, metavar="SIZE|none", help=what)(function)
     return function
 
 
@@ -87,7 +115,7 @@ def command() -> None:
         ("Let the issuer pay, whichever volume he uses", "holdfast group create ./pool/batch --uid batch --memory 32M"),
     ],
 )  # fmt: skip
-@click.argument("group", type=VOLUME, metavar="POOL/NAME")
+@click.argument("group", type=GROUP, metavar="POOL/NAME")
 @_limits
 @_JSON
 def create(group: PoolPath, as_json: bool, **limits: int | str | None) -> None:
@@ -111,7 +139,7 @@ def create(group: PoolPath, as_json: bool, **limits: int | str | None) -> None:
         ("Whoever is in no group", "holdfast group set ./pool/default --dirty 64M"),
     ],
 )
-@click.argument("group", type=VOLUME, metavar="POOL/NAME")
+@click.argument("group", type=GROUP, metavar="POOL/NAME")
 @_limits
 @_JSON
 def set_(group: PoolPath, as_json: bool, **limits: int | str | None) -> None:
@@ -130,12 +158,7 @@ def set_(group: PoolPath, as_json: bool, **limits: int | str | None) -> None:
 
 
 def _change(limits: dict[str, int | str | None]) -> dict[str, Any]:
-    change: dict[str, int | str | UnsetType] = {
-        name: UNSET if value is None else value for name, value in limits.items()
-    }
-    if change.get("cgroup") == "none":
-        change["cgroup"] = ""
-    return {name: value for name, value in change.items() if value is not UNSET}
+    return {name: value for name, value in limits.items() if value is not None}
 
 
 @command.command(
@@ -177,7 +200,7 @@ def list_(pool: PoolPath, as_json: bool) -> None:
     exit_codes={1: "there is no such group"},
     examples=[("One group", "holdfast group show ./pool/red")],
 )
-@click.argument("group", type=VOLUME, metavar="POOL/NAME")
+@click.argument("group", type=GROUP, metavar="POOL/NAME")
 @_JSON
 def show(group: PoolPath, as_json: bool) -> None:
     """Show one group: limits, what it uses by kind of memory, who is in it."""
@@ -192,7 +215,7 @@ def show(group: PoolPath, as_json: bool) -> None:
     exit_codes={1: "there is no such group, or volumes are in it"},
     examples=[("An empty one", "holdfast group remove ./pool/red")],
 )
-@click.argument("group", type=VOLUME, metavar="POOL/NAME")
+@click.argument("group", type=GROUP, metavar="POOL/NAME")
 def remove(group: PoolPath) -> None:
     """Remove the group NAME of POOL, in which no volume may be any more."""
     assert group.name is not None
@@ -212,8 +235,8 @@ def _show(info: GroupInfo, as_json: bool, title: str) -> None:
     for name, value in (
         ("name", info.name),
         ("memory", _of(sum(info.usage.values()), info.memory_bytes) + (f" ({used})" if used else "")),
-        ("dirty", _of(info.usage.get("ring", 0), info.dirty_bytes) + _sure(info.dirty_min_bytes)),
-        ("map", format_size(info.usage.get("map_pages", 0)) + _sure(info.map_min_bytes)),
+        ("dirty", _of(info.usage.get("ring", 0), info.dirty_bytes) + _sure(info, info.dirty_min_bytes)),
+        ("map", format_size(info.usage.get("map_pages", 0)) + _sure(info, info.map_min_bytes)),
         ("space", _of(info.mapped_bytes, info.space_bytes)),
         ("peers", ", ".join(_peers(info)) or "none by name: who uses its volumes"),
         ("throttled", f"{info.throttled_s:.1f} s"),
@@ -227,8 +250,11 @@ def _of(used_bytes: int, limit_bytes: int) -> str:
     return f"{format_size(used_bytes)} of {format_size(limit_bytes)}" if limit_bytes else format_size(used_bytes)
 
 
-def _sure(minimum_bytes: int) -> str:
-    return f", sure of {format_size(minimum_bytes)}" if minimum_bytes else ""
+def _sure(info: GroupInfo, minimum_bytes: int) -> str:
+    if not minimum_bytes:
+        return ""
+    sure = f", sure of {format_size(minimum_bytes)}"
+    return sure if info.minimums_held else f"{sure} once the pool is served with more --memory"
 
 
 def _peers(info: GroupInfo) -> list[str]:

@@ -19,6 +19,7 @@ from click.shell_completion import CompletionItem
 from holdfast.cli.command import CommandError
 from holdfast.control.api import OfflineService, validate_volume_name, validate_volume_size
 from holdfast.control.client import CONTROL_SOCKET_NAME, ControlClient
+from holdfast.control.group_api import validate_group_name
 from holdfast.errors import HoldfastError, PoolBusyError, RequestError
 from holdfast.units import format_size, parse_size
 
@@ -30,7 +31,7 @@ _V = TypeVar("_V")
 
 @dataclass(frozen=True, slots=True)
 class PoolPath:
-    """A pool and, if one was named, a volume of it."""
+    """A pool and, if one was named, a volume or a group of it."""
 
     pool: Path
     name: str | None = None
@@ -132,6 +133,7 @@ class PoolPathType(click.ParamType[PoolPath]):
     """POOL or POOL/NAME."""
 
     name = "pool[/name]"
+    what = "volume"
 
     def __init__(self, *, wants_name: bool | None) -> None:
         """`wants_name`: True where a volume must be named, False where it must not, None where it may."""
@@ -145,9 +147,9 @@ class PoolPathType(click.ParamType[PoolPath]):
             return PoolPath(Path(value))
         where = split_pool_path(value)
         if where.name is None and self.wants_name:
-            self.fail(f"{value!r} names no volume; write {where.pool}/NAME", param, ctx)
+            self.fail(f"{value!r} names no {self.what}; write {where.pool}/NAME", param, ctx)
         if where.name is not None:
-            convert_or_fail(self, validate_volume_name, where.name, param, ctx)
+            convert_or_fail(self, self.validate_name, where.name, param, ctx)
             if "/" not in value and not is_pool(where.pool):
                 # A bare word. That the current directory was meant as the pool is less likely than a forgotten POOL/.
                 self.fail(f"{value!r} names no pool; write {self.name.upper()}", param, ctx)
@@ -156,7 +158,26 @@ class PoolPathType(click.ParamType[PoolPath]):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         if self.wants_name is False:
             return [CompletionItem(incomplete, type="dir")]
-        return complete_pool_path(incomplete) or [CompletionItem(incomplete, type="dir")]
+        return self.complete(incomplete) or [CompletionItem(incomplete, type="dir")]
+
+    def validate_name(self, name: str) -> str:
+        return validate_volume_name(name)
+
+    def complete(self, incomplete: str) -> list[CompletionItem]:
+        return complete_pool_path(incomplete)
+
+
+class GroupPathType(PoolPathType):
+    """POOL/NAME, where NAME is a group."""
+
+    what = "group"
+
+    def validate_name(self, name: str) -> str:
+        return validate_group_name(name)
+
+    def complete(self, incomplete: str) -> list[CompletionItem]:
+        pool, slash, begin = incomplete.rpartition("/")
+        return [CompletionItem(f"{pool}/{name}") for name in complete_groups(pool, begin)] if slash else []
 
 
 class PlaceType(click.ParamType[str]):
@@ -171,21 +192,28 @@ class PlaceType(click.ParamType[str]):
 def complete_pool_path(incomplete: str) -> list[CompletionItem]:
     """The volumes that `POOL/begi` may become. Of a served pool only: opening an idle one is more than a Tab may do."""
     pool, slash, begin = incomplete.rpartition("/")
-    if not slash:
-        return []
-    try:
-        client = ControlClient.connect_if_served(pool)
-        if client is None:
-            return []
-        with client:
-            volumes = client.volumes()
-    except HoldfastError:
-        return []  # a completion has nowhere to put an error
+    volumes = _ask_to_complete(pool, ControlClient.volumes) if slash else []
     return [
         CompletionItem(f"{pool}/{volume.name}", help=format_size(volume.size_bytes))
         for volume in volumes
         if volume.name.startswith(begin)
     ]
+
+
+def complete_groups(pool: str | Path, begin: str) -> list[str]:
+    """The names of groups of a served pool that begin so."""
+    return [group.name for group in _ask_to_complete(pool, ControlClient.groups) if group.name.startswith(begin)]
+
+
+def _ask_to_complete(pool: str | Path, ask: Callable[[ControlClient], list[_T]]) -> list[_T]:
+    try:
+        client = ControlClient.connect_if_served(pool)
+        if client is None:
+            return []
+        with client:
+            return ask(client)
+    except HoldfastError:
+        return []  # a completion has nowhere to put an error
 
 
 def convert_or_fail(
@@ -208,4 +236,5 @@ NAMED_SIZE = NamedSizeType()
 POOL = PoolPathType(wants_name=False)
 POOL_OR_VOLUME = PoolPathType(wants_name=None)
 VOLUME = PoolPathType(wants_name=True)
+GROUP = GroupPathType(wants_name=True)
 PLACE = PlaceType()

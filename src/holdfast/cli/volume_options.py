@@ -8,8 +8,9 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from holdfast.cli.locate import SizeType, convert_or_fail
+from holdfast.cli.locate import PoolPath, SizeType, complete_groups, convert_or_fail
 from holdfast.control.api import OnFull, validate_quota, validate_wait
+from holdfast.control.group_api import validate_group_name
 
 
 class QuotaType(SizeType):
@@ -60,4 +61,20 @@ ON_ERROR = click.option(
     help="What happens while write-back fails (it is tried again in any case): writes are taken as long as there is "
     "room for them, or no more until --writable. Default: retry.",
 )  # fmt: skip
-GROUP = click.option("--group", metavar="NAME", help="The group that it is in. Default: default.")
+
+
+class GroupNameType(click.ParamType[str]):
+    """The name of a group of the pool that the command is about."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return convert_or_fail(self, validate_group_name, value, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        volume = ctx.params.get("volume")
+        names = complete_groups(volume.pool, incomplete) if isinstance(volume, PoolPath) else []
+        return [CompletionItem(name) for name in names]
+
+
+GROUP = click.option("--group", type=GroupNameType(), metavar="NAME", help="The group that it is in. Default: default.")

@@ -11,8 +11,9 @@ import click
 import pytest
 
 from holdfast.cli.command import LazyGroup
-from holdfast.cli.locate import complete_pool_path
+from holdfast.cli.locate import complete_groups, complete_pool_path
 from holdfast.cli.main import holdfast
+from holdfast.control.group_api import GroupInfo
 from holdfast.units import GIB
 from tests.control.fake_service import FakeService
 
@@ -20,6 +21,8 @@ from .conftest import Run
 
 COMMANDS = [
     ("serve",), ("volume", "create"), ("volume", "list"), ("volume", "show"), ("volume", "remove"),
+    ("volume", "set"), ("volume", "acknowledge-loss"),
+    ("group", "create"), ("group", "list"), ("group", "show"), ("group", "set"), ("group", "remove"),
     ("copy",), ("top",), ("check",), ("doctor",), ("lab", "list"), ("lab", "run"), ("completion",),
 ]  # fmt: skip
 
@@ -112,14 +115,43 @@ def test_nothing_completes_where_nobody_serves(pool: Path) -> None:
     assert complete_pool_path("di") == []
 
 
-def test_a_shell_gets_volume_names_through_the_command(served_pool: Path, service: FakeService) -> None:
-    service.add("disk0", GIB)
+def completions(line: str) -> list[str]:
+    """What a shell is told for this line, whose last word is begun."""
     result = click.testing.CliRunner().invoke(
         holdfast,
         env={
             "_HOLDFAST_COMPLETE": "bash_complete",
-            "COMP_WORDS": f"holdfast volume show {served_pool}/",
-            "COMP_CWORD": "3",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(line.count(" ")),
         },
     )
-    assert f"{served_pool}/disk0" in result.stdout
+    return [word.partition(",")[2] for word in result.stdout.splitlines()]
+
+
+def test_a_shell_gets_volume_names_through_the_command(served_pool: Path, service: FakeService) -> None:
+    service.add("disk0", GIB)
+    assert completions(f"holdfast volume show {served_pool}/") == [f"{served_pool}/disk0"]
+
+
+@pytest.mark.parametrize("command", ["show", "set", "remove"])
+def test_a_shell_gets_groups_where_a_group_is_meant(served_pool: Path, service: FakeService, command: str) -> None:
+    service.add("disk0", GIB)
+    service.known_groups["red"] = GroupInfo(name="red", id=1)
+    assert completions(f"holdfast group {command} {served_pool}/") == [f"{served_pool}/default", f"{served_pool}/red"]
+    assert completions(f"holdfast group {command} {served_pool}/r") == [f"{served_pool}/red"]
+
+
+def test_a_shell_gets_the_groups_of_the_pool_of_a_volume(served_pool: Path, service: FakeService) -> None:
+    service.known_groups["red"] = GroupInfo(name="red", id=1)
+    assert completions(f"holdfast volume set {served_pool}/disk0 --group ") == ["default", "red"]
+    assert completions(f"holdfast volume create {served_pool}/disk0 1G --group r") == ["red"]
+    assert completions("holdfast volume set --group r") == []
+
+
+def test_policies_complete() -> None:
+    assert completions("holdfast volume set pool/disk0 --on-full ") == ["error", "wait:30", "read-only"]
+    assert completions("holdfast volume set pool/disk0 --on-error re") == ["retry", "read-only"]
+
+
+def test_groups_complete_where_somebody_serves(pool: Path) -> None:
+    assert complete_groups(pool, "") == []

@@ -166,6 +166,8 @@ class FakeService:
 
     def remove_group(self, name: str, reply: Reply) -> None:
         self.group(name)
+        if any(volume.group == name for volume in self.known.values()):
+            raise RequestError(f"group {name!r} has volumes; put them into another one")
 
         def answer() -> None:
             del self.known_groups[name]

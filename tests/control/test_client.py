@@ -6,10 +6,12 @@ import socket
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from holdfast.control.api import CreateVolume
+from holdfast.control.api import ChangeVolume, CreateVolume, VolumeInfo
 from holdfast.control.client import ControlClient, connect_unix
+from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo
 from holdfast.errors import GoneError, NoSpaceError, NotFoundError, RequestError, RetryError
 from holdfast.units import GIB, TIB
 
@@ -107,3 +109,70 @@ def test_a_server_that_does_not_answer_is_given_up_on(tmp_path: Path) -> None:
 def test_connecting_where_nobody_listens_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         connect_unix(tmp_path / "nothing")
+
+
+def test_a_group_lives_and_dies_through_one_connection(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with serve_control(path, FakeService()), ControlClient(path) as client:
+        created = client.create_group(CreateGroup(name="red", space_bytes=GIB))
+        assert client.group("red") == created
+        changed = client.change_group("red", ChangeGroup(uid=65534))
+        assert (changed.uid, changed.space_bytes) == (65534, GIB)
+        assert [group.name for group in client.groups()] == ["default", "red"]
+        client.create_volume(CreateVolume(name="disk0", size_bytes=GIB, group="red"))
+        with pytest.raises(RequestError, match="has volumes"):
+            client.remove_group("red")
+        client.change_volume("disk0", ChangeVolume(group="default"))
+        assert client.remove_group("red").removed == "red"
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "..", "ä", "x?force=1", "x#y", "%41", "red\r\nX: y"])
+def test_any_name_of_a_group_reaches_the_server_as_it_is(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "control.sock"
+    service = FakeService()
+    service.known_groups[name] = GroupInfo(name=name, id=1)
+    with serve_control(path, service), ControlClient(path) as client:
+        assert client.group(name).id == 1
+        assert client.change_group(name, ChangeGroup(dirty_bytes=GIB)).dirty_bytes == GIB
+        assert client.remove_group(name).removed == name
+        with pytest.raises(NotFoundError):
+            client.group(name)
+
+
+def test_a_loss_is_acknowledged_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    service = FakeService()
+    service.known["disk0"] = VolumeInfo(name="disk0", id=1, size_bytes=GIB, loss_epoch=3, loss_open=True)
+    with serve_control(path, service), ControlClient(path) as client:
+        with pytest.raises(RequestError, match="no loss 2"):
+            client.acknowledge_loss("disk0", 2)
+        assert not client.acknowledge_loss("disk0", 3).loss_open
+
+
+def test_what_a_request_leaves_at_its_default_is_not_sent() -> None:
+    """A server of last week refuses fields that it does not know, whatever is in them."""
+    assert (
+        msgspec.json.encode(CreateVolume(name="disk0", size_bytes=GIB)) == b'{"name":"disk0","size_bytes":1073741824}'
+    )
+    assert msgspec.json.encode(ChangeVolume(quota_bytes=0)) == b'{"quota_bytes":0}'
+    assert msgspec.json.encode(ChangeGroup(uid=-1)) == b'{"uid":-1}'
+
+
+def test_a_server_older_than_the_question_is_named_as_that(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def know_nothing() -> None:
+            peer, _ = listener.accept()
+            body = b'{"error":{"kind":"not_found","message":"there is nothing at /v1/groups","errno":2}}'
+            with peer:
+                peer.recv(65536)
+                peer.sendall(b"HTTP/1.1 404 \r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+        thread = threading.Thread(target=know_nothing)
+        thread.start()
+        with ControlClient(path) as client, pytest.raises(NotFoundError, match=r"older than this command .*; restart"):
+            client.groups()
+        thread.join()

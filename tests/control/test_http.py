@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.control.api import WaitInfo
+from holdfast.control.api import VolumeInfo, WaitInfo
 from holdfast.control.http import (
     BODY_BYTES_MAX,
     HEADER_BYTES_MAX,
@@ -17,7 +17,7 @@ from holdfast.control.http import (
     ControlConnection,
     MetricsConnection,
 )
-from holdfast.units import GIB, TIB
+from holdfast.units import GIB, MIB, TIB
 
 from .fake_service import FakeService
 
@@ -329,6 +329,9 @@ def test_through_a_scrapers_connection_nothing_else_is_there() -> None:
         "/v1/statistics",
         "/v1/volumes",
         "/v1/volumes/disk0?force=1",
+        "/v1/volumes/disk0/acknowledge-loss",
+        "/v1/groups",
+        "/v1/groups/default",
         "/v1/shutdown",
         "/",
         "//metrics",
@@ -341,4 +344,144 @@ def test_through_a_scrapers_connection_nothing_else_is_there() -> None:
     connection.receive_data(request("POST", "/metrics"))
     assert parse_answers(connection.data_to_send())[0][0] == 405
     assert not service.stopped
+    assert service.known.keys() == {"disk0"}
+
+
+# --- Groups, and losses
+
+
+def test_a_created_group_is_listed_and_shown() -> None:
+    service = FakeService()
+    status, created = ask(service, request("POST", "/v1/groups", {"name": "red", "space_bytes": GIB, "uid": 65534}))
+    assert (status, created["space_bytes"], created["uid"]) == (201, GIB, 65534)
+    assert ask(service, request("GET", "/v1/groups/red")) == (200, created)
+    _status, answer = ask(service, request("GET", "/v1/groups"))
+    assert [group["name"] for group in answer["groups"]] == ["default", "red"]
+
+
+def test_a_change_leaves_alone_what_it_does_not_name() -> None:
+    service = FakeService()
+    ask(service, request("POST", "/v1/groups", {"name": "red", "space_bytes": GIB, "dirty_bytes": MIB}))
+    status, changed = ask(service, request("PATCH", "/v1/groups/red", {"dirty_bytes": 0}))
+    assert (status, changed["space_bytes"], changed["dirty_bytes"]) == (200, GIB, 0)
+
+
+def test_a_removed_group_is_gone() -> None:
+    service = FakeService()
+    ask(service, request("POST", "/v1/groups", {"name": "red"}))
+    assert ask(service, request("DELETE", "/v1/groups/red")) == (200, {"removed": "red"})
+    assert ask(service, request("GET", "/v1/groups/red"))[0] == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
+@pytest.mark.parametrize("name", ["nope", "a%2Fb", "%C3%A4", "%FF", ".hidden", "", "x" * 256])
+def test_a_group_that_is_not_there_is_not_found(method: str, name: str) -> None:
+    body = {"dirty_bytes": MIB} if method == "PATCH" else None
+    status, answer = ask(FakeService(), request(method, f"/v1/groups/{name}", body))
+    assert (status, answer["error"]["kind"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "knows"),
+    [
+        ("DELETE", "/v1/groups", "GET, POST"),
+        ("PATCH", "/v1/groups", "GET, POST"),
+        ("POST", "/v1/groups/red", "GET, PATCH, DELETE"),
+        ("PUT", "/v1/groups/red", "GET, PATCH, DELETE"),
+        ("GET", "/v1/volumes/disk0/acknowledge-loss", "POST"),
+        ("DELETE", "/v1/volumes/disk0/acknowledge-loss", "POST"),
+        ("POST", "/v1/volumes/acknowledge-loss", "GET, PATCH, DELETE"),
+        ("POST", "/v1/volumes/disk0", "GET, PATCH, DELETE"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(method: str, target: str, knows: str) -> None:
+    service = FakeService()
+    service.add("disk0", GIB)
+    connection = ControlConnection(service)
+    connection.receive_data(request(method, target, {}))
+    data = connection.data_to_send()
+    assert data.startswith(b"HTTP/1.1 405 ")
+    assert f"\r\nallow: {knows}\r\n".lower().encode() in data.lower()
+    assert service.known.keys() == {"disk0"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        [],
+        {},
+        {"name": 7},
+        {"name": ""},
+        {"name": "a/b"},
+        {"name": ".x"},
+        {"name": "\udcff"},
+        {"name": "x" * 65},
+        {"name": "red", "colour": "red"},
+        {"name": "red", "space_bytes": "1G"},
+        {"name": "red", "space_bytes": None},
+        {"name": "red", "space_bytes": -1},
+        {"name": "red", "space_bytes": 4095},
+        {"name": "red", "memory_bytes": 1 << 60},
+        {"name": "red", "dirty_min_bytes": 1 << 200},
+        {"name": "red", "uid": -2},
+        {"name": "red", "uid": (1 << 32) - 1},
+        {"name": "red", "uid": "nobody"},
+        {"name": "red", "cgroup": "red.slice"},
+        {"name": "red", "cgroup": "/"},
+        {"name": "red", "cgroup": "/sys/fs/cgroup/red.slice"},
+        {"name": "red", "cgroup": "/" + "x" * 192},
+    ],
+)
+def test_a_group_to_create_that_makes_no_sense_is_refused(body: object) -> None:
+    service = FakeService()
+    status, answer = ask(service, request("POST", "/v1/groups", body))
+    assert (status, answer["error"]["kind"], answer["error"]["errno"]) == (400, "request", 22)
+    assert service.known_groups.keys() == {"default"}
+
+
+@pytest.mark.parametrize("body", [None, [], {"name": "red"}, {"uid": 1 << 32}, {"space_bytes": 1}, {"cgroup": "x"}])
+def test_a_change_of_a_group_that_makes_no_sense_is_refused(body: object) -> None:
+    service = FakeService()
+    status, answer = ask(service, request("PATCH", "/v1/groups/default", body))
+    assert (status, answer["error"]["kind"]) == (400, "request")
+    assert service.known_groups["default"] == FakeService().known_groups["default"]
+
+
+def test_a_known_loss_is_acknowledged_once() -> None:
+    service = FakeService()
+    service.known["disk0"] = VolumeInfo(name="disk0", id=1, size_bytes=GIB, loss_epoch=2, loss_open=True)
+    target = "/v1/volumes/disk0/acknowledge-loss"
+    assert ask(service, request("POST", target, {"loss_epoch": 1}))[0] == 400
+    status, answer = ask(service, request("POST", target, {"loss_epoch": 2}))
+    assert (status, answer["loss_open"]) == (200, False)
+    assert ask(service, request("POST", target, {"loss_epoch": 2}))[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "status"),
+    [
+        ("disk9/acknowledge-loss", {"loss_epoch": 1}, 404),
+        ("/acknowledge-loss", {"loss_epoch": 1}, 400),
+        (".x/acknowledge-loss", {"loss_epoch": 1}, 400),
+        ("a/b/acknowledge-loss", {"loss_epoch": 1}, 400),
+        ("disk0/acknowledge-loss", None, 400),
+        ("disk0/acknowledge-loss", {}, 400),
+        ("disk0/acknowledge-loss", {"loss_epoch": "1"}, 400),
+    ],
+)
+def test_what_is_no_loss_is_not_acknowledged(target: str, body: object, status: int) -> None:
+    service = FakeService()
+    service.known["disk0"] = VolumeInfo(name="disk0", id=1, size_bytes=GIB, loss_epoch=1, loss_open=True)
+    assert ask(service, request("POST", f"/v1/volumes/{target}", body))[0] == status
+    assert service.known["disk0"].loss_open
+
+
+@pytest.mark.parametrize("change", [{"on_full": "panic"}, {"on_error": "ignore"}, {"group": 7}, {"writable": "yes"}])
+def test_policies_that_do_not_exist_are_refused(change: dict[str, object]) -> None:
+    service = FakeService()
+    service.add("disk0", GIB)
+    assert ask(service, request("PATCH", "/v1/volumes/disk0", change))[0] == 400
+    create = {"name": "disk1", "size_bytes": GIB} | change
+    assert ask(service, request("POST", "/v1/volumes", create))[0] == 400
     assert service.known.keys() == {"disk0"}

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from holdfast.cli.locate import PoolPath, SizeType, complete_groups, convert_or_fail
+from holdfast.cli.locate import SizeType, complete_groups, convert_or_fail, split_pool_path
 from holdfast.control.api import OnFull, validate_quota, validate_wait
 from holdfast.control.group_api import validate_group_name
 
@@ -72,9 +72,11 @@ class GroupNameType(click.ParamType[str]):
         return convert_or_fail(self, validate_group_name, value, param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        volume = ctx.params.get("volume")
-        names = complete_groups(volume.pool, incomplete) if isinstance(volume, PoolPath) else []
-        return [CompletionItem(name) for name in names]
+        # The option has no value yet, so the parser gave up before it came to the arguments: they are left over.
+        if not ctx.args:
+            return []
+        pool = split_pool_path(ctx.args[0]).pool
+        return [CompletionItem(name) for name in complete_groups(pool, incomplete)]
 
 
 GROUP = click.option("--group", type=GroupNameType(), metavar="NAME", help="The group that it is in. Default: default.")

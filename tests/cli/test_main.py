@@ -125,7 +125,7 @@ def completions(line: str) -> list[str]:
             "COMP_CWORD": str(line.count(" ")),
         },
     )
-    return [word.partition(",")[2] for word in result.stdout.splitlines()]
+    return [word.partition(",")[2] for word in result.stdout.splitlines() if word]
 
 
 def test_a_shell_gets_volume_names_through_the_command(served_pool: Path, service: FakeService) -> None:

@@ -7,12 +7,17 @@ import random
 from pathlib import Path
 from uuid import UUID
 
+import pytest
+
 from holdfast.cli.examine import other_rings
+from holdfast.control.api import MustSucceedInfo, PoolStatus
+from holdfast.errors import RetryError
 from holdfast.pool.superblock import SLOT_OFFSETS, decode_superblock
 from holdfast.runtime.host import filesystem_type
 from holdfast.runtime.lock import PoolLock
 from holdfast.runtime.ring_memory import ring_name
 from holdfast.units import KIB, MIB
+from tests.control.fake_service import FakeService
 
 from .conftest import Run
 
@@ -156,3 +161,37 @@ def test_the_doctor_warns_of_a_pool_in_memory(run: Run) -> None:
     found = {row["subject"]: row for row in json.loads(run("doctor", "/dev/shm", "--json").stdout)}
     assert found["filesystem"]["state"] == "warn"
     assert found["filesystem"]["what_to_do"]
+
+
+def test_the_doctor_tells_what_a_served_pool_holds_back_and_for_whom(
+    run: Run, served_pool: Path, service: FakeService
+) -> None:
+    service.reserved = [
+        MustSucceedInfo(name="checkpoint", why="all need it", segments=3, ring_bytes=8192, staging_bytes=4096),
+        MustSucceedInfo(name="trims", why="the way out", segments=1),
+    ]
+    result = run("doctor", served_pool, "--json")
+    assert result.exit_code == 0, result.stdout
+    held = [row for row in json.loads(result.stdout) if row["subject"].startswith("held back: ")]
+    assert [(row["subject"], row["found"], row["why"], row["state"]) for row in held] == [
+        ("held back: checkpoint", "3 segments, 8K of the ring, 4K of memory", "all need it", "ok"),
+        ("held back: trims", "1 segments", "the way out", "ok"),
+    ]
+
+
+def test_of_an_idle_pool_nothing_is_held_back(run: Run, pool: Path) -> None:
+    assert "held back" not in run("doctor", pool).stdout
+
+
+def test_the_doctor_goes_on_where_the_server_does_not_answer(
+    run: Run, served_pool: Path, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> PoolStatus:
+        raise RetryError("ask later")
+
+    monkeypatch.setattr(service, "status", refuse)
+    result = run("doctor", served_pool, "--json")
+    assert result.exit_code == 0, result.stdout
+    found = {row["subject"]: row for row in json.loads(result.stdout)}
+    assert (found["server"]["state"], found["server"]["found"]) == ("warn", "ask later")
+    assert "O_DIRECT" in found

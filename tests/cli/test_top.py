@@ -10,8 +10,10 @@ import pytest
 from rich.console import Console
 
 from holdfast.cli.top import Screen, rates, waits_screen, watch
-from holdfast.control.api import Statistics, WaitInfo, WaitList
-from holdfast.units import GIB
+from holdfast.control.api import MustSucceedInfo, Statistics, WaitInfo, WaitList
+from holdfast.control.group_api import GroupInfo
+from holdfast.errors import NotFoundError
+from holdfast.units import GIB, MIB
 from tests.control.fake_service import FakeService
 
 from .conftest import Run
@@ -39,12 +41,54 @@ def test_one_picture_of_a_pool(run: Run, served_pool: Path, service: FakeService
     assert lines[-1].split() == ["disk0", "10G", "0", "-", "2", "0", "0"]
 
 
+def test_groups_come_before_volumes_with_what_was_refused_to_them(
+    run: Run, served_pool: Path, service: FakeService
+) -> None:
+    service.add("disk0", GIB)
+    service.known_groups["red"] = GroupInfo(
+        name="red", id=1, dirty_bytes=8 * MIB, space_bytes=GIB, usage={"ring": 2 * MIB, "map_pages": MIB},
+        mapped_bytes=512 * MIB, throttled_s=2.5, refusals={"ring": 3, "map_pages": 1}, volumes=["disk0"],
+    )  # fmt: skip
+    lines = run("top", served_pool, "--once", "--interval", "0.1").stdout.splitlines()
+    rows = [" ".join(line.split()) for line in lines]
+    at = rows.index("GROUP VOLUMES MAPPED DIRTY MEMORY THROTTLED REFUSED")
+    assert rows[at + 1 : at + 4] == ["default 0 0 0 0 0.0s 0", "red 1 512M of 1G 2M of 8M 3M 2.5s 4", ""]
+    assert rows[at + 4].startswith("NAME SIZE ")
+
+
+def test_what_is_held_back_is_told_by_caller(run: Run, served_pool: Path, service: FakeService) -> None:
+    service.reserved = [
+        MustSucceedInfo(name="checkpoint", why="all need it", segments=3, ring_bytes=8192, staging_bytes=4096),
+        MustSucceedInfo(name="trims", why="the way out", segments=1),
+    ]
+    assert (
+        "reserve   checkpoint: 3 segments, 8K of the ring, 4K of memory; trims: 1 segments\n"
+        in run("top", served_pool, "--once", "--interval", "0.1").stdout
+    )
+
+
+def test_a_server_older_than_groups_can_be_watched(
+    run: Run, served_pool: Path, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown() -> list[GroupInfo]:
+        raise NotFoundError("there is nothing at /v1/groups")
+
+    monkeypatch.setattr(service, "groups", unknown)
+    service.add("disk0", GIB)
+    result = run("top", served_pool, "--once", "--interval", "0.1")
+    assert result.exit_code == 0, result.stderr
+    assert "GROUP" not in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("disk0 ")
+    assert json.loads(run("top", served_pool, "--json").stdout)["groups"] == []
+
+
 def test_a_snapshot_as_json_has_all_that_the_api_has(run: Run, served_pool: Path, service: FakeService) -> None:
     service.add("disk0", GIB)
     answer = json.loads(run("top", served_pool, "--json").stdout)
     assert answer["pool"]["pid"] == 4711
     assert answer["statistics"]["writes"] == 12
     assert [volume["name"] for volume in answer["volumes"]] == ["disk0"]
+    assert [group["name"] for group in answer["groups"]] == ["default"]
 
 
 def test_who_waits_for_what_is_a_row_each(run: Run, served_pool: Path, service: FakeService) -> None:

@@ -17,6 +17,8 @@ from tests.control.fake_service import FakeService
 
 from .conftest import Run
 
+THE_REST = "when write-back fails: retry; group default\n"
+
 
 def test_a_volume_is_created_in_a_served_pool(run: Run, served_pool: Path, service: FakeService) -> None:
     result = run("volume", "create", f"{served_pool}/disk0", "10G")
@@ -209,7 +211,7 @@ def test_a_quota_is_given_changed_and_taken_away(run: Run, served_pool: Path, se
     assert run("volume", "create", f"{served_pool}/disk0", "10G", "--quota", "1G").exit_code == 0
     assert service.known["disk0"].quota_bytes == GIB
     result = run("volume", "set", f"{served_pool}/disk0", "--quota", "2G")
-    assert (result.exit_code, result.stdout) == (0, f"{served_pool}/disk0: 0 used of 2G; when full: ENOSPC\n")
+    assert (result.exit_code, result.stdout) == (0, f"{served_pool}/disk0: 0 used of 2G; when full: ENOSPC; {THE_REST}")
     assert service.known["disk0"].quota_bytes == 2 * GIB
     assert "quota     2G\n" in run("volume", "show", f"{served_pool}/disk0").stdout
     result = run("volume", "set", f"{served_pool}/disk0", "--quota", "none", "--json")
@@ -227,10 +229,15 @@ def test_a_quota_of_an_idle_pool_is_stored(run: Run, pool: Path) -> None:
     [
         (("--quota", "1"), "a quota of 1 bytes is less than a block; give at least 4K, or none"),
         (("--quota", "much"), "much"),
-        (("--on-full", "wait"), "'wait' is neither error nor wait:SECONDS"),
-        (("--on-full", "wait:0"), "'wait:0' is neither error nor wait:SECONDS"),
+        (("--on-full", "wait"), "'wait' is none of error, read-only and wait:SECONDS, such as wait:30"),
+        (("--on-full", "wait:0"), "'wait:0' is none of error, read-only and wait:SECONDS"),
+        (("--on-full", "wait:-1"), "'wait:-1' is none of error, read-only and wait:SECONDS"),
+        (("--on-error", "error"), "'error' is not one of 'retry', 'read-only'"),
+        (("--group", ""), "the group name is empty"),
+        (("--group", "a/b"), "'a/b' is not a group name"),
+        (("--group", "\udcff"), "is not a group name"),
         (("--on-full", "wait:999999"), "a write cannot wait for 999999 s"),
-        ((), "nothing to change; give --quota SIZE|none or --on-full error|wait:SECONDS"),
+        ((), "nothing to change; give --quota, --on-full, --on-error, --group or --writable"),
     ],
 )
 def test_a_change_that_is_none_is_refused(run: Run, served_pool: Path, words: tuple[str, ...], why: str) -> None:
@@ -252,5 +259,68 @@ def test_how_long_a_write_waits_for_space_is_changed_alone(run: Run, served_pool
     )
     assert (service.known["disk0"].quota_bytes, service.known["disk0"].on_full_wait_s) == (GIB, 30)
     result = run("volume", "set", f"{served_pool}/disk0", "--on-full", "error")
-    assert result.stdout == f"{served_pool}/disk0: 0 used of 1G; when full: ENOSPC\n"
+    assert result.stdout == f"{served_pool}/disk0: 0 used of 1G; when full: ENOSPC; {THE_REST}"
     assert service.known["disk0"].quota_bytes == GIB
+
+
+def test_policies_are_given_shown_and_changed_one_at_a_time(run: Run, served_pool: Path, service: FakeService) -> None:
+    words = ("--on-full", "read-only", "--on-error", "read-only", "--group", "red")
+    assert run("volume", "create", f"{served_pool}/disk0", "10G", *words).exit_code == 0
+    shown = run("volume", "show", f"{served_pool}/disk0").stdout
+    assert "on full   read-only\non error  read-only, retry\ngroup     red\n" in shown
+    result = run("volume", "set", f"{served_pool}/disk0", "--on-full", "wait:30")
+    assert result.stdout == (
+        f"{served_pool}/disk0: 0 used of what the pool has; when full: wait 30 s, then ENOSPC; "
+        "when write-back fails: read-only, retry; group red\n"
+    )
+    assert run("volume", "set", f"{served_pool}/disk0", "--on-error", "retry").exit_code == 0
+    info = service.known["disk0"]
+    assert (info.on_full, info.on_full_wait_s, info.on_error, info.group) == ("error", 30, "retry", "red")
+
+
+def test_a_volume_that_became_read_only_is_made_writable(run: Run, served_pool: Path, service: FakeService) -> None:
+    service.known["disk0"] = VolumeInfo(name="disk0", id=1, size_bytes=GIB, read_only=True)
+    assert "state     read-only\n" in run("volume", "show", served_pool).stdout
+    assert run("volume", "set", f"{served_pool}/disk0", "--on-full", "error").exit_code == 0
+    assert service.known["disk0"].read_only, "that is not what was asked"
+    assert run("volume", "set", f"{served_pool}/disk0", "--writable").exit_code == 0
+    assert "state     ok\n" in run("volume", "show", served_pool).stdout
+
+
+def test_a_loss_is_shown_with_its_number_and_acknowledged_by_it(
+    run: Run, served_pool: Path, service: FakeService
+) -> None:
+    service.known["disk0"] = VolumeInfo(name="disk0", id=1, size_bytes=GIB, loss_epoch=2, loss_open=True)
+    assert "state     loss 2 not acknowledged\n" in run("volume", "show", served_pool).stdout
+    assert "loss 2 not acknowledged" in run("volume", "list", served_pool).stdout
+    wrong = run("volume", "acknowledge-loss", f"{served_pool}/disk0", "1")
+    assert (wrong.exit_code, wrong.stdout, wrong.stderr.count("\n")) == (1, "", 1)
+    right = run("volume", "acknowledge-loss", f"{served_pool}/disk0", "2")
+    assert right.stdout == f"{served_pool}/disk0: loss 2 is acknowledged; FLUSH succeeds again\n"
+    assert run("volume", "acknowledge-loss", f"{served_pool}/disk0", "2").exit_code == 1
+    service.known["disk0"] = VolumeInfo(name="disk0", id=1, size_bytes=GIB, loss_epoch=3, loss_open=True)
+    answer = json.loads(run("volume", "acknowledge-loss", f"{served_pool}/disk0", "3", "--json").stdout)
+    assert (answer["loss_epoch"], answer["loss_open"]) == (3, False)
+
+
+@pytest.mark.parametrize("loss", ["0", "-1", "65536", "first"])
+def test_what_is_no_number_of_a_loss_is_refused(run: Run, served_pool: Path, loss: str) -> None:
+    result = run("volume", "acknowledge-loss", f"{served_pool}/disk0", loss)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+
+
+def test_policies_of_an_idle_pool_are_stored(run: Run, pool: Path) -> None:
+    words = ("--on-full", "wait:60", "--on-error", "read-only")
+    assert run("volume", "create", f"{pool}/disk0", "1G", *words).exit_code == 0
+    shown = json.loads(run("volume", "show", pool, "--json").stdout)
+    assert (shown["on_full"], shown["on_full_wait_s"], shown["on_error"]) == ("error", 60, "read-only")
+    assert run("volume", "set", f"{pool}/disk0", "--on-full", "read-only").exit_code == 0
+    shown = json.loads(run("volume", "show", pool, "--json").stdout)
+    assert (shown["on_full"], shown["on_full_wait_s"], shown["on_error"]) == ("read-only", 0, "read-only")
+
+
+def test_no_loss_of_an_idle_pool_is_acknowledged(run: Run, pool: Path) -> None:
+    assert run("volume", "create", f"{pool}/disk0", "1G").exit_code == 0
+    for name in ("disk0", "disk1"):
+        result = run("volume", "acknowledge-loss", f"{pool}/{name}", "1")
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)

@@ -11,6 +11,8 @@ from msgspec.structs import asdict, replace
 from holdfast.control.api import (
     ChangeVolume,
     CreateVolume,
+    MemoryUse,
+    MustSucceedInfo,
     PoolStatus,
     Reply,
     SegmentCounts,
@@ -31,6 +33,7 @@ class FakeService:
     def __init__(self, *, hold_replies: bool = False) -> None:
         self.known: dict[str, VolumeInfo] = {}
         self.known_groups = {"default": GroupInfo(name="default", id=0)}
+        self.reserved: list[MustSucceedInfo] = []
         self.waiting: list[WaitInfo] = []
         self.cycles: list[str] = []
         self.hold_replies = hold_replies
@@ -63,6 +66,7 @@ class FakeService:
             pid=4711,
             format_version=1,
             segments=SegmentCounts(total=8, free=5, open=1, sealed=2),
+            memory=MemoryUse(reserved=self.reserved),
             volumes=len(self.known),
         )
 

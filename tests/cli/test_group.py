@@ -6,6 +6,9 @@ import json
 import os
 import pwd
 import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,22 @@ from tests.clients.running import RunningServer
 from tests.control.fake_service import FakeService
 
 from .conftest import Run
+
+Serve = Callable[..., RunningServer]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """`serve(pool, memory="16M")`: what still runs when the test has failed is ended."""
+    servers: list[RunningServer] = []
+
+    def start(pool: Path, *, memory: str = "16M") -> RunningServer:
+        servers.append(RunningServer(pool, memory=memory, capacity="128M", segment_size="1M"))
+        return servers[-1].start()
+
+    yield start
+    for server in servers:
+        server.end()
 
 
 def group_of(run: Run, where: object) -> GroupInfo:
@@ -159,21 +178,8 @@ def test_nonsense_is_one_line_and_could_not_run(
 
 
 def test_an_idle_pool_remembers_a_group(run: Run, pool: Path) -> None:
-    words = [
-        "--space",
-        "64M",
-        "--dirty",
-        "4M",
-        "--dirty-min",
-        "1M",
-        "--map-min",
-        "64K",
-        "--uid",
-        "12",
-        "--cgroup",
-        "/r",
-    ]
-    assert run("group", "create", f"{pool}/red", *words).exit_code == 0
+    limits = ("--space", "64M", "--dirty", "4M", "--dirty-min", "1M", "--map-min", "64K")
+    assert run("group", "create", f"{pool}/red", *limits, "--uid", "12", "--cgroup", "/r").exit_code == 0
     red = group_of(run, f"{pool}/red")
     assert (red.space_bytes, red.dirty_bytes, red.dirty_min_bytes, red.map_min_bytes) == (64 * MIB, 4 * MIB, MIB, 65536)
     assert (red.uid, red.cgroup, red.volumes, red.minimums_held) == (12, "/r", [], True)
@@ -249,8 +255,8 @@ def test_limits_that_do_not_go_together_are_a_no_and_change_nothing(
 
 
 @pytest.mark.clients
-def test_groups_survive_a_restart_and_a_kill(run: Run, tmp_path: Path) -> None:
-    server = RunningServer(tmp_path / "real", memory="16M", capacity="128M", segment_size="1M").start()
+def test_groups_survive_a_restart_and_a_kill(run: Run, serve: Serve, tmp_path: Path) -> None:
+    server = serve(tmp_path / "real", memory="16M")
     words = ("--space", "64M", "--dirty", "2M", "--dirty-min", "1M", "--memory", "8M", "--uid", str(os.getuid() + 1))
     assert run("group", "create", f"{server.pool}/red", *words).exit_code == 0
     assert (
@@ -275,12 +281,12 @@ def test_groups_survive_a_restart_and_a_kill(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.clients
-def test_a_minimum_outlives_a_server_that_has_not_got_it(run: Run, tmp_path: Path) -> None:
+def test_a_minimum_outlives_a_server_that_has_not_got_it(run: Run, serve: Serve, tmp_path: Path) -> None:
     """Looked at with little memory, it is not held; other limits can be changed; and with more it is held again."""
-    large = RunningServer(tmp_path / "real", memory="64M", capacity="128M", segment_size="1M").start()
+    large = serve(tmp_path / "real", memory="64M")
     assert run("group", "create", f"{large.pool}/red", "--dirty-min", "12M").exit_code == 0
     large.stop()
-    small = RunningServer(tmp_path / "real", memory="16M", capacity="128M", segment_size="1M").start()
+    small = serve(tmp_path / "real", memory="16M")
     red = group_of(run, f"{small.pool}/red")
     assert (red.dirty_min_bytes, red.minimums_held) == (12 * MIB, False)
     assert "once the pool is served with more --memory" in run("group", "show", f"{small.pool}/red").stdout
@@ -294,10 +300,10 @@ def test_a_minimum_outlives_a_server_that_has_not_got_it(run: Run, tmp_path: Pat
 
 
 @pytest.mark.clients
-def test_a_limit_below_what_is_used_takes_nothing_away(run: Run, tmp_path: Path) -> None:
+def test_a_limit_below_what_is_used_takes_nothing_away(run: Run, serve: Serve, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.write_bytes(os.urandom(3 * MIB))
-    server = RunningServer(tmp_path / "real", memory="16M", capacity="128M", segment_size="1M").start()
+    server = serve(tmp_path / "real", memory="16M")
     assert run("group", "create", f"{server.pool}/red").exit_code == 0
     assert run("volume", "create", f"{server.pool}/disk0", "8M", "--group", "red").exit_code == 0
     assert run("copy", data, f"{server.pool}/disk0").exit_code == 0
@@ -313,6 +319,68 @@ def test_a_limit_below_what_is_used_takes_nothing_away(run: Run, tmp_path: Path)
     assert run("group", "set", f"{server.pool}/red", "--space", "none").exit_code == 0
     assert run("copy", data, f"{server.pool}/disk0").exit_code == 0
     server.stop(expected="group space|space of group|group 'red'")
+
+
+# A client that becomes another user before it connects: it writes and never flushes, until its input ends.
+_WRITER = """
+import os, sys
+from pathlib import Path
+from tests.clients.raw_client import RawClient
+from tests.nbd.wire import write
+
+uid, gid = map(int, sys.argv[2:])
+os.chdir(sys.argv[1])  # as nobody it may not come through all that is above
+os.setgroups([])
+os.setgid(gid)
+os.setuid(uid)
+client = RawClient(Path("pool.sock"))
+client.choose("disk0")
+print("connected", flush=True)
+os.set_blocking(0, False)
+number = 0
+while sys.stdin.buffer.read(1) is None:
+    for _ in range(8):
+        client.send(write(number % 64 * 65536, bytes([number % 255 + 1]) * 65536))
+        number += 1
+    assert len(client.receive(8 * 16)) == 8 * 16
+"""
+
+
+@pytest.mark.clients
+@pytest.mark.root
+def test_whoever_connects_as_the_user_of_a_group_is_charged_to_it(run: Run, serve: Serve, tmp_path: Path) -> None:
+    """And not to the group of the volume that he uses, but for the space."""
+    nobody = pwd.getpwnam("nobody")
+    place = tmp_path / "open"
+    place.mkdir()
+    place.chmod(0o755)
+    server = serve(place / "pool", memory="32M")
+    server.unix_path.chmod(0o666)
+    assert run("group", "create", f"{server.pool}/batch", "--uid", "nobody").exit_code == 0
+    assert run("group", "create", f"{server.pool}/owner").exit_code == 0
+    assert run("volume", "create", f"{server.pool}/disk0", "16M", "--group", "owner").exit_code == 0
+    with subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(place), str(nobody.pw_uid), str(nobody.pw_gid)],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdin is not None
+        assert writer.stdout.readline() == b"connected\n"
+        ring_bytes = mapped_bytes = 0
+        while not (ring_bytes and mapped_bytes):  # what is durable is charged no longer, so it goes on writing
+            assert writer.poll() is None
+            batch, owner = (group_of(run, f"{server.pool}/{name}") for name in ("batch", "owner"))
+            assert batch.usage["state"] > 0
+            assert batch.mapped_bytes == 0
+            assert (owner.usage["ring"], owner.usage["state"], owner.usage["connections"]) == (0, 0, 0)
+            ring_bytes, mapped_bytes = max(ring_bytes, batch.usage["ring"]), owner.mapped_bytes
+        writer.stdin.close()
+    assert writer.returncode == 0
+    server.wait_until_drained("disk0")
+    assert group_of(run, f"{server.pool}/batch").usage["state"] == 0
+    server.stop()
 
 
 def test_every_command_about_groups_has_examples_that_parse() -> None:

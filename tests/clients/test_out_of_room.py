@@ -1,14 +1,14 @@
 """Rows T3, T4 and T6: the script of 2020. A disk of 512 MiB with room for 64, and 256 MiB written to it.
 
 The loop device over tmpfs of that discussion shot its writer, or a bystander. Here the room is a tmpfs of 64 MiB under
-the pool, or a quota of 64 MiB: the writer is told ENOSPC at the limit, nobody is killed, what was written reads back,
-and a trim revives the disk without a restart.
+the pool, a quota of 64 MiB, or a group of volumes with 64 MiB of space: the writer is told ENOSPC at the limit, nobody
+is killed, what was written reads back, and a trim revives the disk without a restart.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from errno import ENOSPC
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 
 from holdfast.nbd.protocol import CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE
 from holdfast.units import MIB
+from tests.clients.running import holdfast
 from tests.crash.harness import Connection, Server, call, serving
 from tests.crash.oracle import pattern
 
@@ -91,18 +92,24 @@ def test_a_quota_that_is_used_up(tmp_path: Path) -> None:
     with serving(tmp_path / "pool", *OPTIONS) as server:
         server.start()
         server.stop()
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "holdfast.cli.main",
-                "volume",
-                "set",
-                f"{server.pool}/disk",
-                "--quota",
-                str(ROOM_BYTES),
-            ],
-            check=True,
-            capture_output=True,
-        )
+        holdfast("volume", "set", server.pool / "disk", "--quota", str(ROOM_BYTES))
+        play(server, ROOM_BYTES, ROOM_BYTES)
+
+
+def test_a_group_that_is_used_up(tmp_path: Path) -> None:
+    """A volume of another group is not told of it."""
+    with serving(tmp_path / "pool", *OPTIONS, "--volume", "other=64M") as server:
+        server.start()
+        holdfast("group", "create", server.pool / "tenant", "--space", "64M")
+        holdfast("volume", "set", server.pool / "disk", "--group", "tenant")
+        disk, other = Connection(server.pool, "disk"), Connection(server.pool, "other")
+        assert write_until_full(disk) * MIB == ROOM_BYTES
+        tenant = json.loads(holdfast("group", "show", server.pool / "tenant", "--json"))
+        assert (tenant["mapped_bytes"], tenant["space_bytes"]) == (ROOM_BYTES, ROOM_BYTES)
+        assert call(other, CMD_WRITE, length=MIB, payload=pattern(1, 0, MIB, 1)).errno == 0
+        assert call(disk, CMD_WRITE, length=MIB, payload=pattern(1, 0, MIB, 1)).errno == 0, "it maps nothing new"
+        assert call(disk, CMD_TRIM, length=ROOM_BYTES).errno == 0
+        disk.close()
+        other.close()
+        server.stop()
         play(server, ROOM_BYTES, ROOM_BYTES)

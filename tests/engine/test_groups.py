@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.errors import HoldfastError, NotFoundError, RequestError
+from holdfast.errors import DiskError, HoldfastError, NotFoundError, RequestError, RetryError
 from holdfast.memory.group import Kind
 from holdfast.nbd.protocol import CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE
 from holdfast.runtime.ports import WRITE
@@ -19,6 +19,7 @@ from holdfast.sim.world import World
 from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
 from holdfast.volume.groups import GroupLimits, TenantGroup
 from holdfast.volume.settings import VolumeSettings
+from holdfast.work.task import Work
 from tests.engine.helpers import HoldingWorld, ask, block, connect, create, new_world
 
 DIRTY_BYTES = 256 * KIB
@@ -288,6 +289,8 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(world: HoldingWorld)
         ({"dirty_bytes": MIB, "dirty_min_bytes": 2 * MIB}, "its limit is 1M"),
         ({"dirty_min_bytes": 1 << 40}, "cannot be sure of"),
         ({"map_min_bytes": 1 << 40, "dirty_min_bytes": KIB}, "cannot be sure of"),
+        ({"memory_bytes": 2 * MIB, "map_min_bytes": MIB + 1, "dirty_min_bytes": MIB}, "its memory limit is 2M"),
+        ({"space_bytes": 4095}, "less than a block"),
     ):
         refused = set_limits(world, "red", **limits)
         assert isinstance(refused, RequestError), limits
@@ -301,4 +304,70 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(world: HoldingWorld)
         refused = outcome_of(world, partial(world.engine.groups.remove, name))
         assert isinstance(refused, RequestError), name
     assert isinstance(set_limits(world, "blue"), NotFoundError)
+    check_accounts(world)
+
+
+def fail_to_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on no change of a group becomes durable."""
+
+    def checkpoint(*, both_slots: bool) -> Work:
+        yield world.engine.next_tick
+        raise DiskError("the superblock cannot be written")
+
+    monkeypatch.setattr(world.engine.groups, "_checkpoint", checkpoint)
+
+
+def test_what_cannot_be_stored_is_undone_with_all_that_was_set_aside(
+    world: HoldingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    red = make_group(world, "red", dirty_min_bytes=64 * KIB, uid=7)
+    directory, root = world.engine.groups.directory, world.engine.accounts.root
+    before = (red.limits, red.memory.minimums[:], root.usage[:])
+    fail_to_store(world, monkeypatch)
+    for refused in (
+        outcome_of(world, partial(world.engine.groups.create, "blue", GroupLimits(dirty_min_bytes=128 * KIB, uid=8))),
+        set_limits(world, "red", dirty_min_bytes=128 * KIB, map_min_bytes=32 * KIB),
+        outcome_of(world, partial(world.engine.groups.remove, "red")),
+    ):
+        assert isinstance(refused, DiskError)
+        assert (red.limits, red.memory.minimums, root.usage) == before
+        assert list(directory.by_name) == ["default", "red"]
+        assert not directory.leaving
+        assert (directory.of_peer(7, ""), directory.of_peer(8, "")) == (red, None)
+    monkeypatch.undo()
+    check_accounts(world)
+    assert outcome_of(world, partial(world.engine.groups.remove, "red")) is None
+    assert root.usage[Kind.RING] == before[2][Kind.RING] - 64 * KIB
+
+
+def test_a_group_on_its_way_out_is_found_no_more_and_its_place_is_not_given_away(
+    world: HoldingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    red = make_group(world, "red")
+    fail_to_store(world, monkeypatch)
+    removed = world.wait_for(partial(world.engine.groups.remove, "red"))
+    assert not removed
+    again = outcome_of(world, partial(world.engine.groups.create, "red", GroupLimits()))
+    assert isinstance(again, RetryError)
+    assert isinstance(outcome_of(world, partial(world.engine.groups.remove, "red")), NotFoundError)
+    assert world.engine.groups.directory.free_id() != red.group_id
+    world.settle(lambda: bool(removed))
+    assert isinstance(removed[0], DiskError)
+    assert world.engine.groups.find("red") is red
+
+
+def test_minimums_that_memory_does_not_have_are_remembered(world: HoldingWorld) -> None:
+    """Limits that nobody looked at come from the pool, written by a server with more memory."""
+    red = make_group(world, "red")
+    wanted = GroupLimits(dirty_min_bytes=1 << 40, map_min_bytes=4 * KIB)
+    with pytest.raises(RequestError, match="cannot be sure of"):
+        red.keep_limits(wanted)
+    assert (red.limits, red.minimums_held, red.memory.minimums) == (wanted, False, [0] * len(Kind))
+    space = set_limits(world, "red", dirty_min_bytes=1 << 40, map_min_bytes=4 * KIB, space_bytes=MIB)
+    assert space is red, "its minimums are not what was asked about"
+    assert (red.limits.space_bytes, red.limits.dirty_min_bytes, red.minimums_held) == (MIB, 1 << 40, False)
+    assert isinstance(set_limits(world, "red", dirty_min_bytes=1 << 41), RequestError)
+    assert red.limits.dirty_min_bytes == 1 << 40
+    assert set_limits(world, "red", dirty_min_bytes=64 * KIB) is red
+    assert (red.minimums_held, red.memory.minimums[Kind.RING]) == (True, 64 * KIB)
     check_accounts(world)

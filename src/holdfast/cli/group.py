@@ -82,10 +82,13 @@ def _limits(function: Any) -> Any:
     """The options that `create` and `set` share."""
     function = click.option(
         "--cgroup", type=_CgroupType(), metavar="PATH|none",
-        help="Charge clients on Unix sockets whose memory control group is PATH, or below it, to this group.",
+        help="Charge clients that connect on Unix sockets to this group, if their memory control group is PATH or below it.",
     )(function)  # fmt: skip
     function = click.option(
-        "--uid", type=_UidType(), metavar="USER|none", help="Charge clients on Unix sockets of this user to this group."
+        "--uid",
+        type=_UidType(),
+        metavar="USER|none",
+        help="Charge clients that connect on Unix sockets as this user to this group.",
     )(function)
     for option, name, what in reversed(_LIMITS):
         kind = _SpaceType() if option == "--space" else _LimitType()

@@ -82,7 +82,7 @@ def _limits(function: Any) -> Any:
     """The options that `create` and `set` share."""
     function = click.option(
         "--cgroup", type=_CgroupType(), metavar="PATH|none",
-        help="Charge clients that connect on Unix sockets to this group, if their memory control group is PATH or below it.",
+        help="Charge clients that connect on Unix sockets to this group, if they are in control group PATH or below.",
     )(function)  # fmt: skip
     function = click.option(
         "--uid",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from errno import EIO
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from holdfast.units import KIB, MIB
 from tests.clients.raw_client import RawClient
 from tests.clients.running import RunningServer, holdfast
+from tests.nbd.wire import FLUSH, READ, request, write
 
 from .conftest import Run
 
@@ -21,8 +23,10 @@ SIZE_BYTES = 24 * MIB + 512
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> RunningServer:
-    return RunningServer(tmp_path / "real", memory="16M", capacity="256M", segment_size="1M")
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    server = RunningServer(tmp_path / "real", memory="16M", capacity="256M", segment_size="1M")
+    yield server
+    server.end()  # where the test has failed
 
 
 @pytest.fixture
@@ -157,3 +161,50 @@ def test_the_doctor_examines_a_served_pool(run: Run, served: Path) -> None:
     assert result.exit_code == 0, result.stdout
     found = {row["subject"]: row["state"] for row in json.loads(result.stdout)}
     assert found["O_DIRECT"] == "ok"
+
+
+def call(client: RawClient, data: bytes) -> int:
+    """One request without an answer but its errno."""
+    client.send(data)
+    return int.from_bytes(client.receive(16)[4:8])
+
+
+def test_a_loss_makes_flush_fail_until_it_is_acknowledged_by_its_number(run: Run, server: RunningServer) -> None:
+    data = random.Random(8).randbytes(64 * KIB)
+    server.start()
+    where = f"{server.pool}/disk0"
+    assert run("volume", "create", where, "8M").exit_code == 0
+    client = RawClient(server.unix_path)
+    client.choose("disk0")
+    assert call(client, write(0, data)) == 0
+    client.close()
+    server.stop()
+    for segment in (server.pool / "segments").iterdir():
+        content = bytearray(segment.read_bytes())
+        at = content.find(data[4096:8192])
+        if at >= 0:
+            content[at] ^= 1
+            segment.write_bytes(content)
+    server.start()
+    client = RawClient(server.unix_path)
+    client.choose("disk0")
+    assert call(client, request(FLUSH)) == 0, "nobody has looked"
+    assert call(client, request(READ, 4096, 4096)) == EIO
+    assert call(client, request(FLUSH)) == EIO
+    shown = run("volume", "show", where).stdout
+    assert "loss 1 not acknowledged" in shown
+    assert "damaged   4096 bytes at offset 4096: " in shown
+    wrong = run("volume", "acknowledge-loss", where, "2")
+    assert (wrong.exit_code, wrong.stderr) == (1, "holdfast: the loss of volume 'disk0' is number 1, not 2\n")
+    assert call(client, request(FLUSH)) == EIO
+    right = run("volume", "acknowledge-loss", where, "1")
+    assert right.stdout == f"{where}: loss 1 is acknowledged; FLUSH succeeds again\n", right.stderr
+    assert call(client, request(FLUSH)) == 0
+    assert call(client, request(READ, 4096, 4096)) == EIO, "what is damaged stays so until it is overwritten"
+    assert call(client, write(4096, data[4096:8192])) == 0
+    assert call(client, request(READ, 4096, 4096)) == 0
+    assert client.receive(4096) == data[4096:8192]
+    client.close()
+    server.stop(
+        expected="block 1 of volume disk0 is damaged; overwrite it whole|FLUSH fails because accepted data is lost"
+    )

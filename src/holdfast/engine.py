@@ -311,7 +311,7 @@ class Engine:
         if ready:
             scheduler.run_ready()
         reclaimer = self.accounts.reclaimer
-        if reclaimer.short:
+        if reclaimer.short or reclaimer.io_wanted:
             self._reclaim()
         # Looked at once a segment, and whenever something happened that may have changed the answer: not in every turn.
         if (

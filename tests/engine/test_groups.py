@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from holdfast.errors import HoldfastError, NotFoundError, RequestError
+from holdfast.errors import HoldfastError, NoSpaceError, NotFoundError, RequestError
 from holdfast.memory.group import Kind
 from holdfast.nbd.protocol import CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE
+from holdfast.pool.tables import VolumeRow
 from holdfast.runtime.ports import WRITE
 from holdfast.sim.accounts import check_accounts
 from holdfast.sim.client import Answer, SimClient
@@ -294,7 +295,7 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(world: HoldingWorld)
         assert why in str(refused)
         assert red.limits == GroupLimits()
         assert red.memory.minimums == [0] * len(Kind)
-    for name in ("red", "", "-x", "a/b", "x" * 65):
+    for name in ("red", "", "-x", "a/b", "x" * 65, "server", "all"):
         refused = outcome_of(world, partial(world.engine.groups.create, name, GroupLimits()))
         assert isinstance(refused, RequestError), name
     for name in ("default", "red"):
@@ -302,3 +303,26 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(world: HoldingWorld)
         assert isinstance(refused, RequestError), name
     assert isinstance(set_limits(world, "blue"), NotFoundError)
     check_accounts(world)
+
+
+@pytest.mark.parametrize("what", ["create", "remove", "change"])
+def test_what_cannot_be_stored_is_undone(world: HoldingWorld, what: str) -> None:
+    """Here: because the checkpoint fails for good."""
+    red = make_group(world, "red", dirty_min_bytes=64 * KIB)
+    groups, root = world.engine.groups, world.engine.accounts.root
+    used = root.usage[Kind.RING]
+    world.engine.checkpointer._rows = _fails
+    begin: Callable[[Callable[[object], None]], object] = {
+        "create": partial(groups.create, "blue", GroupLimits(dirty_min_bytes=64 * KIB)),
+        "remove": partial(groups.remove, "red"),
+        "change": partial(groups.change, "red", GroupLimits(dirty_min_bytes=128 * KIB)),
+    }[what]
+    assert isinstance(outcome_of(world, begin), NoSpaceError)
+    assert set(groups.directory.by_name) == {"default", "red"}
+    assert groups.find("red") is red
+    assert red.limits == GroupLimits(dirty_min_bytes=64 * KIB)
+    assert root.usage[Kind.RING] == used
+
+
+def _fails() -> list[VolumeRow]:
+    raise NoSpaceError("the pool has no segment left for its own metadata")

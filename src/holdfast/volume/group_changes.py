@@ -19,11 +19,14 @@ from holdfast.work.task import Scheduler, Work, guarded
 log_output = logging.getLogger("holdfast.groups")
 
 GroupAnswer = Callable[["TenantGroup | HoldfastError | None"], None]
+RESERVED_NAMES = ("all", "server")
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def check_group_name(name: str) -> None:
     """Raises RequestError for what cannot be the name of a group."""
+    if name in RESERVED_NAMES:
+        raise RequestError(f"{name!r} is what the server's own accounts are called; give the group another name")
     if not _NAME_PATTERN.fullmatch(name) or len(name) > GROUP_NAME_BYTES_MAX:
         raise RequestError(
             f"{name!r} is not a group name; use at most {GROUP_NAME_BYTES_MAX} letters, digits, dots, underscores and "
@@ -96,7 +99,7 @@ class Groups:
 
         def made(error: HoldfastError | None) -> None:
             if error is not None:
-                directory.remove(group)
+                self._drop(group)
             answer(error or group)
 
         self._begin(f"create group {name}", made)
@@ -115,8 +118,7 @@ class Groups:
 
         def stored(error: HoldfastError | None) -> None:
             if error is not None:
-                group.set_limits(before)
-                self._limits_changed()
+                self._take_back(group, before)
             answer(error or group)
 
         self._begin(f"change group {name}", stored)
@@ -135,18 +137,33 @@ class Groups:
         except HoldfastError as error:
             answer(error)
             return
-        directory = self.directory
-        directory.remove(group)
+        group.removing = True
+        self._limits_changed()
 
         def removed(error: HoldfastError | None) -> None:
             if error is None:
-                group.set_limits(GroupLimits())  # what it was sure of is everybody's again
-            else:
-                directory.add(group)
-            self._volumes.hold_reserve()
+                self._drop(group)
+            group.removing = False
+            self._limits_changed()
             answer(error)
 
         self._begin(f"remove group {name}", removed)
+
+    def _drop(self, group: TenantGroup) -> None:
+        """A group is gone, or was not made after all: what it was sure of is everybody's again."""
+        self.directory.remove(group)
+        group.set_limits(GroupLimits())
+        self._changed()
+        self._volumes.hold_reserve()
+
+    def _take_back(self, group: TenantGroup, limits: GroupLimits) -> None:
+        """A change could not be stored."""
+        try:
+            group.set_limits(limits)
+        except RequestError as error:  # what it had been sure of is somebody else's by now
+            log_output.warning("%s", error)
+            group.set_limits(limits.without_minimums())
+        self._limits_changed()
 
     def _check(self, limits: GroupLimits, ours: TenantGroup | None) -> None:
         if len(limits.cgroup.encode()) > CGROUP_BYTES_MAX:

@@ -2,7 +2,7 @@
 
 A group has a node in the tree of memory (`memory/group.py`) and counts the space that its volumes map together. Memory
 is charged to the group of whoever issues the I/O: to the group that its peer's uid or control group names, else to the
-volume's. Space is charged to the volume's group, in which it stays when the issuer is gone.
+volume's. What stays when the issuer is gone is charged to the volume's group: space, and pages of its map.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class GroupLimits:
 class TenantGroup:
     """Fields: I fixed when made, L loop thread."""
 
-    __slots__ = ("group_id", "limits", "mapped_blocks", "mapped_blocks_max", "memory", "name", "volumes")
+    __slots__ = ("group_id", "limits", "mapped_blocks", "mapped_blocks_max", "memory", "name", "removing", "volumes")
 
     def __init__(self, group_id: int, name: str, memory: Group) -> None:
         self.group_id = group_id  # I
@@ -57,6 +57,7 @@ class TenantGroup:
         self.limits = GroupLimits()  # L
         self.mapped_blocks = 0  # L: of all its volumes
         self.mapped_blocks_max = UNLIMITED_BLOCKS  # L
+        self.removing = False  # L: nobody finds it any more; its id is not free until that is durable
         self.volumes = 0  # L: how many there are in it
 
     def set_limits(self, limits: GroupLimits) -> None:
@@ -150,7 +151,7 @@ class GroupDirectory:
 
     @property
     def by_name(self) -> dict[str, TenantGroup]:
-        return {group.name: group for group in self.by_id.values()}
+        return {group.name: group for group in self.by_id.values() if not group.removing}
 
     def find(self, name: str) -> TenantGroup:
         """Raises NotFoundError."""
@@ -185,7 +186,7 @@ class GroupDirectory:
 
     def index(self) -> None:
         """To be called whenever limits changed."""
-        groups = self.by_id.values()
+        groups = [group for group in self.by_id.values() if not group.removing]
         self._by_uid = {group.limits.uid: group for group in groups if group.limits.uid != NO_UID}
         self._by_cgroup = {group.limits.cgroup: group for group in groups if group.limits.cgroup}
 

@@ -111,6 +111,7 @@ class Engine:
         self.checkpoint_failures = 0  # writes of a superblock or a checkpoint that failed, and were tried again or not
         self._recovered = False  # the space table is what the log says: segments may be prepared and opened
         self.opened = False
+        self._rows_changed = False  # a checkpoint is due, because it alone tells of that
         self.throttles = False  # some group has a limit of dirty data, or the host is under high pressure
         self.closing = False
         self.accounts = accounts = Accounts(options.memory, refuses=options.refuses)
@@ -178,7 +179,7 @@ class Engine:
             allocate(BLOCK_SIZE_BYTES),
             staging=reserve.staging,
             rows=lambda: [volume.row() for volume in volumes.values()],
-            groups=lambda: [group.row() for group in groups.by_id.values()],
+            groups=lambda: [group.row() for group in groups.by_id.values() if not group.removing],
             root_of=lambda volume_id: volumes[volume_id].root,
             make_room=self._make_room,
             until_durable=self.until_durable,
@@ -199,6 +200,7 @@ class Engine:
             next_id=superblock.next_volume_id,
             checkpoint=lambda: self.checkpoint(both_slots=True),
             is_checkpoint_running=lambda: self._checkpoint_running,
+            row_changed=self._row_changed,
             next_tick=self.next_tick,
         )
         self.groups = Groups(
@@ -311,7 +313,7 @@ class Engine:
         if ready:
             scheduler.run_ready()
         reclaimer = self.accounts.reclaimer
-        if reclaimer.short:
+        if reclaimer.short or reclaimer.io_wanted:
             self._reclaim()
         # Looked at once a segment, and whenever something happened that may have changed the answer: not in every turn.
         if (
@@ -385,6 +387,8 @@ class Engine:
     def _checkpoint_due(self) -> bool:
         if self.closing or not self.opened:
             return False
+        if self._rows_changed:
+            return True
         if self.cache.dirty_pages >= self.cache.dirty_soft_limit or (self.page_room.tasks and self.cache.dirty_pages):
             return True
         if self.log.position - self._checkpoint_position >= self._checkpoint_log_blocks:
@@ -397,6 +401,11 @@ class Engine:
     def _checkpoint_would_free(self) -> bool:
         state = self.space.state
         return bool(np.any(state == DYING) or np.any((state == SEALED) & (self.space.live == 0)))
+
+    def _row_changed(self) -> None:
+        """A volume has lost data, or takes no writes any more: that is to be known after a crash as well."""
+        self._rows_changed = True
+        self._maintenance_wanted = True
 
     def _checkpoint_done(self, outcome: HoldfastError | None) -> None:
         if outcome is not None:
@@ -416,6 +425,7 @@ class Engine:
     def _checkpoint(self, *, clean: bool, epoch: int | None = None, both_slots: bool = False) -> Work:
         self._checkpoint_running = True
         self._checkpoint_position = self.log.position
+        self._rows_changed = False
         held = self.scheduler.hold(self.checkpoint_end)
         try:
             yield from self.checkpointer.write(clean=clean, next_volume_id=self.volumes.next_id, epoch=epoch)

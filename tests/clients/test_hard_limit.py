@@ -26,6 +26,26 @@ pytestmark = [pytest.mark.clients, pytest.mark.slow, pytest.mark.root]
 LIMIT_BYTES = 128 * MIB
 SECONDS = 60
 HOSTILE_BYTES = 128 * MIB
+# The interpreter's own heap grows and shrinks; what a leak would add in a minute of this is many times as much.
+DRIFT_BYTES_MAX = 16 * MIB
+
+
+def drift_bytes(server: RunningServer) -> int:
+    """Resident memory beyond what the server accounts for."""
+    with server.control() as client:
+        memory = client.status().memory
+    return memory.resident_bytes - memory.accounted_bytes
+
+
+def seconds_while(jobs: list[subprocess.Popen[str]]) -> Iterator[int]:
+    """About one a second, as long as the first job runs."""
+    for second in range(10 * SECONDS):
+        yield second
+        try:
+            jobs[0].wait(1)
+        except subprocess.TimeoutExpired:
+            continue
+        return
 
 
 @pytest.fixture
@@ -70,12 +90,17 @@ def test_nobody_is_killed_and_everything_acknowledged_is_there(tool: Tool, tmp_p
                     "--time_based", f"--runtime={SECONDS}", *spread,
                 ),
             ]  # fmt: skip
+            drifts = [drift_bytes(server) for _ in seconds_while(jobs)]
             told = [job.communicate()[0] for job in jobs]
         assert [job.returncode for job in jobs] == [0, 0, 0], "\n".join(told)
         assert target.struck >= {hostile.floods_with_large_writes, hostile.opens_256_connections}
         assert group.kills == 0
         assert server.is_running
         assert group.peak_bytes > LIMIT_BYTES // 2, "the group was not even used"
+        assert len(drifts) > SECONDS // 4
+        print(f"resident beyond what is accounted for: {min(drifts) / MIB:.1f} to {max(drifts) / MIB:.1f} MiB")
+        assert min(drifts) > -DRIFT_BYTES_MAX
+        assert max(drifts) < DRIFT_BYTES_MAX, "the accounts are to say what is really there"
         server.stop()
     finally:
         server.end()

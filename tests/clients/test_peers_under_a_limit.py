@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.peers_under_a_limit import HOLDFAST, LIMIT_BYTES, PEERS, WRITTEN_MIB, Server, measure, table
+from tests.clients.peers_under_a_limit import (
+    HOLDFAST,
+    HOLDFAST_ON_TMPFS,
+    LIMIT_BYTES,
+    PEERS,
+    WRITTEN_MIB,
+    Server,
+    measure,
+    table,
+)
 from tests.conftest import Tool
 
 pytestmark = [pytest.mark.clients, pytest.mark.slow, pytest.mark.root]
@@ -24,6 +33,14 @@ def test_holdfast_is_not_killed_and_has_everything_after_kill_9(tmp_path: Path) 
     assert outcome.acknowledged_mib == outcome.flushed_mib == WRITTEN_MIB
     assert outcome.read_back_mib == WRITTEN_MIB
     assert outcome.peak_bytes > LIMIT_BYTES // 2, "the group was not even used"
+
+
+def test_holdfast_on_a_disk_in_memory_is_told_that_there_is_no_space(tmp_path: Path) -> None:
+    """Its segment files would count in its own group: they stop before the kernel kills (rows T3 and T6)."""
+    outcome = measure(HOLDFAST_ON_TMPFS, tmp_path)
+    assert (outcome.kills, outcome.kills_after) == (0, 0)
+    assert outcome.refusal == "ENOSPC"
+    assert outcome.read_back_mib == outcome.acknowledged_mib > 0
 
 
 @pytest.mark.parametrize("server", IN_MEMORY, ids=lambda server: f"{server.name} on {server.keeps_on}")

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from holdfast.errors import DiskError, HoldfastError, NotFoundError, RequestError, RetryError
+from holdfast.errors import DiskError, HoldfastError, NoSpaceError, NotFoundError, RequestError, RetryError
 from holdfast.memory.group import Kind
 from holdfast.nbd.protocol import CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE
+from holdfast.pool.tables import VolumeRow
 from holdfast.runtime.ports import WRITE
 from holdfast.sim.accounts import check_accounts
 from holdfast.sim.client import Answer, SimClient
@@ -297,7 +298,7 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(world: HoldingWorld)
         assert why in str(refused)
         assert red.limits == GroupLimits()
         assert red.memory.minimums == [0] * len(Kind)
-    for name in ("red", "", "-x", "a/b", "x" * 65):
+    for name in ("red", "", "-x", "a/b", "x" * 65, "server", "all"):
         refused = outcome_of(world, partial(world.engine.groups.create, name, GroupLimits()))
         assert isinstance(refused, RequestError), name
     for name in ("default", "red"):
@@ -305,6 +306,29 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(world: HoldingWorld)
         assert isinstance(refused, RequestError), name
     assert isinstance(set_limits(world, "blue"), NotFoundError)
     check_accounts(world)
+
+
+@pytest.mark.parametrize("what", ["create", "remove", "change"])
+def test_what_cannot_be_stored_is_undone(world: HoldingWorld, what: str) -> None:
+    """Here: because the checkpoint fails for good."""
+    red = make_group(world, "red", dirty_min_bytes=64 * KIB)
+    groups, root = world.engine.groups, world.engine.accounts.root
+    used = root.usage[Kind.RING]
+    world.engine.checkpointer._rows = _fails
+    begin: Callable[[Callable[[object], None]], object] = {
+        "create": partial(groups.create, "blue", GroupLimits(dirty_min_bytes=64 * KIB)),
+        "remove": partial(groups.remove, "red"),
+        "change": partial(groups.change, "red", GroupLimits(dirty_min_bytes=128 * KIB)),
+    }[what]
+    assert isinstance(outcome_of(world, begin), NoSpaceError)
+    assert set(groups.directory.by_name) == {"default", "red"}
+    assert groups.find("red") is red
+    assert red.limits == GroupLimits(dirty_min_bytes=64 * KIB)
+    assert root.usage[Kind.RING] == used
+
+
+def _fails() -> list[VolumeRow]:
+    raise NoSpaceError("the pool has no segment left for its own metadata")
 
 
 def fail_to_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,29 +339,6 @@ def fail_to_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         raise DiskError("the superblock cannot be written")
 
     monkeypatch.setattr(world.engine.groups, "_checkpoint", checkpoint)
-
-
-def test_what_cannot_be_stored_is_undone_with_all_that_was_set_aside(
-    world: HoldingWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    red = make_group(world, "red", dirty_min_bytes=64 * KIB, uid=7)
-    directory, root = world.engine.groups.directory, world.engine.accounts.root
-    before = (red.limits, red.memory.minimums[:], root.usage[:])
-    fail_to_store(world, monkeypatch)
-    for refused in (
-        outcome_of(world, partial(world.engine.groups.create, "blue", GroupLimits(dirty_min_bytes=128 * KIB, uid=8))),
-        set_limits(world, "red", dirty_min_bytes=128 * KIB, map_min_bytes=32 * KIB),
-        outcome_of(world, partial(world.engine.groups.remove, "red")),
-    ):
-        assert isinstance(refused, DiskError)
-        assert (red.limits, red.memory.minimums, root.usage) == before
-        assert list(directory.by_name) == ["default", "red"]
-        assert not directory.leaving
-        assert (directory.of_peer(7, ""), directory.of_peer(8, "")) == (red, None)
-    monkeypatch.undo()
-    check_accounts(world)
-    assert outcome_of(world, partial(world.engine.groups.remove, "red")) is None
-    assert root.usage[Kind.RING] == before[2][Kind.RING] - 64 * KIB
 
 
 def test_a_group_on_its_way_out_is_found_no_more_and_its_place_is_not_given_away(

@@ -22,7 +22,7 @@ from holdfast.sim.client import SimClient
 from holdfast.sim.world import World
 from holdfast.units import BLOCK_SIZE_BYTES, MIB
 from holdfast.volume.settings import VolumeSettings
-from holdfast.volume.volume import OnError, OnFull, Volume
+from holdfast.volume.volume import OnError, OnFull, ReadOnly, Volume
 from tests.engine.helpers import ask, block, connect, create, new_world
 
 BLOCK = BLOCK_SIZE_BYTES
@@ -106,7 +106,7 @@ def test_a_loss_and_that_it_is_known_survive(world: World, lost: SimClient, deat
         return world.engine.by_name["disk0"], connect(world, "disk0")
 
     assert ask(world, lost, CMD_READ, BLOCK, BLOCK).errno == EIO
-    world.run(world.engine.checkpoint())
+    world.settle()  # it is stored at once
     volume, client = again()
     assert (volume.loss_epoch, volume.loss_open) == (1, True)
     assert flush(world, client) == EIO
@@ -146,6 +146,65 @@ def test_a_loss_is_acknowledged_only_once_that_is_durable(world: World, lost: Si
     assert flush(world, lost) == 0
 
 
+def test_what_is_found_while_a_loss_is_being_acknowledged_is_a_loss_of_its_own(world: World, lost: SimClient) -> None:
+    volume = world.engine.by_name["disk0"]
+    assert ask(world, lost, CMD_READ, BLOCK, BLOCK).errno == EIO
+    world.settle()
+    damage(world, volume, 2)
+    world.faults.turn_on("write superblock", "EIO", 1.0)
+    outcome = world.wait_for(lambda answer: world.engine.volumes.acknowledge_loss("disk0", 1, answer))
+    seen = lost.send(CMD_READ, 2 * BLOCK, BLOCK)
+    assert world.go_on(2_000_000_000, lambda: seen.ready)
+    assert (seen.errno, outcome) == (EIO, [])
+    world.faults.calm()
+    world.settle(lambda: bool(outcome))
+    assert (volume.loss_epoch, volume.loss_open) == (2, True)
+    assert flush(world, lost) == EIO
+    assert acknowledge(world, 2) is volume
+    assert flush(world, lost) == 0
+
+
+def test_a_damaged_page_of_the_map_is_one_loss_however_often_it_is_asked_for(world: World) -> None:
+    volume = create(world, "disk0", 100 * MIB)
+    client = connect(world, "disk0")
+    assert write(world, client, 0, 1) == 0
+    assert write(world, client, 5 * 512, 1) == 0
+    slot = world.run(world.engine.table.page(volume, 1, 0, create=False))
+    world.close()
+    world.open()
+    volume = world.engine.by_name["disk0"]
+    slot = world.run(world.engine.table.page(volume, 1, 0, create=False))
+    address = world.engine.cache.words[slot << 9] & ADDRESS_MASK
+    file = world.disk.files[address >> world.engine.log.shift]
+    sector = (address & world.engine.log.segment_blocks - 1) * BLOCK // 512
+    file.now[sector, 0] ^= 1
+    file.stable[sector, 0] ^= 1
+    client = connect(world, "disk0")
+    assert ask(world, client, CMD_READ, 0, BLOCK).errno == EIO
+    assert flush(world, client) == EIO
+    assert acknowledge(world, 1) is volume
+    assert ask(world, client, CMD_READ, 0, BLOCK).errno == EIO
+    assert flush(world, client) == 0
+    assert list(volume.damaged_pages.values()) == ["its check does not match"]
+    assert bytes(ask(world, client, CMD_READ, 5 * 512 * BLOCK, BLOCK).data) == block(1)
+
+
+@pytest.mark.parametrize("death", ["kill -9", "power"])
+def test_that_a_volume_takes_no_writes_is_known_after_a_crash(world: World, death: str) -> None:
+    create(world, "disk0", 100 * MIB)
+    set_policy(world, VolumeSettings(quota_bytes=2 * BLOCK, on_full=OnFull.READ_ONLY))
+    client = connect(world, "disk0")
+    assert write(world, client, 0, 1, 3) == ENOSPC
+    world.settle()
+    if death == "power":
+        world.power_fails()
+    else:
+        world.server_dies()
+    world.open()
+    assert world.engine.by_name["disk0"].read_only is ReadOnly.FULL
+    assert write(world, connect(world, "disk0"), 0, 1) == EPERM
+
+
 def set_policy(world: World, settings: VolumeSettings) -> None:
     outcome = world.wait_for(lambda answer: world.engine.change_volume("disk0", answer, settings))
     world.settle(lambda: bool(outcome))
@@ -174,7 +233,7 @@ def test_a_volume_that_is_full_becomes_read_only_where_its_owner_wants_that(worl
         client = connect(world, "disk0")
         assert write(world, client, 0, 2) == EPERM, "until somebody says so"
     assert ask(world, client, CMD_TRIM, 0, 5 * BLOCK).errno == 0, "the way out is open"
-    set_policy(world, VolumeSettings(read_only=False))
+    set_policy(world, VolumeSettings(read_only=ReadOnly.NO))
     assert write(world, client, 20, 3, 5) == 0
     check_accounts(world)
 
@@ -196,6 +255,6 @@ def test_a_volume_whose_write_back_fails_becomes_read_only_where_its_owner_wants
     world.settle()
     assert flush(world, client) == 0, "what was accepted is written all the same"
     assert write(world, client, 1, 2) == EPERM
-    set_policy(world, VolumeSettings(read_only=False))
+    set_policy(world, VolumeSettings(read_only=ReadOnly.NO))
     assert write(world, client, 1, 2) == 0
     assert bytes(ask(world, client, CMD_READ, 0, 2 * BLOCK).data) == block(1) + block(2)

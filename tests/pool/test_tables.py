@@ -37,7 +37,7 @@ def test_volumes_come_back_with_names_of_any_script_and_length() -> None:
 
 def test_policies_losses_and_groups_come_back() -> None:
     volume = dataclasses.replace(
-        row("disk0"), group_id=65535, on_full=1, on_error=1, read_only=True, loss_epoch=65535, loss_open=True
+        row("disk0"), group_id=65535, on_full=1, on_error=1, read_only=2, loss_epoch=65535, loss_open=True
     )
     limits = {"memory_bytes": 1 << 40, "dirty_bytes": 5, "space_bytes": 6, "dirty_min_bytes": 7, "map_min_bytes": 8}
     groups = [GroupRow(9, "tenant", **limits, uid=1000, cgroup="/a/" + "b" * 189), GroupRow(1, "x" * 64)]

@@ -169,3 +169,18 @@ def test_several_slots_are_taken_at_once_or_none_is(cache: PageCache) -> None:
     assert take(cache, 4) == []
     assert used_bytes(cache) == before - 3 * 4096, "the three were evicted, and are free"
     assert sorted(take(cache, 3)) == slots[:3]
+
+
+def test_the_host_does_not_get_what_a_group_is_sure_of() -> None:
+    pages = 800
+    cache = PageCache(memoryview(bytearray(pages * 4096)), Group("all"))
+    ours, theirs = (Group(name, cache.root, number=number) for number, name in enumerate(("ours", "theirs"), 1))
+    ours.set_minimum(Kind.MAP_PAGES, 400 * 4096)
+    for index in range(100):
+        install(cache, page_owner(2, 0, index), group=theirs)
+    for _ in range(20):
+        cache.give_way(Pressure.HIGH)
+    assert len(cache.withdrawn) > 100
+    for index in range(400):
+        install(cache, page_owner(1, 0, index), group=ours)
+    assert ours.usage[Kind.MAP_PAGES] == 400 * 4096

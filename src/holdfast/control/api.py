@@ -185,7 +185,7 @@ class MemoryUse(Struct, frozen=True, kw_only=True):
     budget_bytes: int = 0
     resident_bytes: int = 0
     accounted_bytes: int = 0  # what should be resident, by our own accounts
-    base_bytes: int = 0  # of that, the process itself, measured before anything was set aside
+    base_bytes: int = 0  # of that, the process itself: what was resident beyond the rest when the server was ready
     pressure: str = "none"
     reserved: list[MustSucceedInfo] = field(default_factory=list)
     ring_bytes: int = 0

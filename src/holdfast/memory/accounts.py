@@ -30,7 +30,7 @@ class Accounts:
         limits[Kind.STATE] = plan.state_bytes
         # The ring's limit is set by the log, which leaves room for those that must not fail.
         self.fixed_bytes = 0  # L: buffers that all share, allocated at start
-        self.base_bytes = 0  # L: resident before anything was set aside
+        self.base_bytes = 0  # L: resident when the server was ready, beyond what the accounts say
         self._next_number = 1  # L
         self.system = self.make_group("server")  # I
 

@@ -28,6 +28,5 @@ class Context:
 
 
 CLIENT = Context("a client's request", may_reclaim=True, may_wait=True, may_start_io=True)
-RECOVERY = Context("recovery", may_reclaim=True, may_wait=True, may_start_io=False)
 BACKGROUND = Context("work in the background")
 CONTROL = Context("an operator's command", may_reclaim=True)

@@ -1,7 +1,7 @@
 """What a caller wants when memory is refused (row A2): an answer at once, or to wait, for ever or until a deadline.
 
 The charge itself never loops on anybody's behalf: the loop is here, in the caller's own work, and it ends by the
-caller's word. Shutting a volume down cleanly is what `volume set --on-error offline` does with the error.
+caller's word. What follows from a shortage of space is the volume's policy (`volume/volume.py`: OnFull).
 """
 
 from __future__ import annotations

@@ -118,7 +118,8 @@ def blocks_check(view: memoryview, owner: int, kind: int) -> list[int]:
 
 
 def is_given_up(map_entry: int) -> bool:
-    """True for the entry of a block that is known to be lost: its check is one that no block is looked for with."""
+    """True for the entry of a block that is known to be lost: its check is all ones, which one good block in
+    2^28 has as well: for that one, damage would be no news."""
     return map_entry >> ADDRESS_BITS == CHECK_MASK
 
 

@@ -8,6 +8,7 @@ A row of the volume table is 320 bytes, little endian:
     offset  size  field
     0       4     volume id
     4       4     flags: bit 0 = being removed, bit 2 = a loss is not acknowledged, bit 3 = read-only
+                  since it was full, bit 4 = read-only since its write-back failed
     8       8     size, bytes
     16      8     root: map entry of the root page; 0 = nothing is mapped
     24      8     mapped blocks: data blocks that the map refers to
@@ -60,7 +61,8 @@ TABLE_NAMES = {TABLE_INDEX: "index", TABLE_VOLUMES: "volume table", TABLE_SPACE:
 FLAG_REMOVING = 1
 FLAG_GROUP = 2
 FLAG_LOSS = 4
-FLAG_READ_ONLY = 8
+READ_ONLY_SHIFT = 3
+READ_ONLY_MASK = 3
 NAME_BYTES_MAX = 255
 GROUP_NAME_BYTES_MAX = 64
 CGROUP_BYTES_MAX = 192
@@ -87,7 +89,7 @@ class VolumeRow:
     group_id: int = 0
     on_full: int = 0
     on_error: int = 0
-    read_only: bool = False
+    read_only: int = 0
     loss_epoch: int = 0
     loss_open: bool = False
 
@@ -110,7 +112,7 @@ def encode_volume_table(rows: Iterable[VolumeRow], groups: Iterable[GroupRow] = 
 
 
 def _encode_volume(row: VolumeRow) -> bytes:
-    flags = FLAG_REMOVING * row.removing | FLAG_LOSS * row.loss_open | FLAG_READ_ONLY * row.read_only
+    flags = FLAG_REMOVING * row.removing | FLAG_LOSS * row.loss_open | row.read_only << READ_ONLY_SHIFT
     name = row.name.encode()
     return _ROW.pack(
         row.volume_id,
@@ -183,7 +185,7 @@ def _decode_volume(raw: bytes, at: int) -> VolumeRow:
         group_id=group,
         on_full=on_full,
         on_error=on_error,
-        read_only=bool(flags & FLAG_READ_ONLY),
+        read_only=flags >> READ_ONLY_SHIFT & READ_ONLY_MASK,
         loss_epoch=loss_epoch,
         loss_open=bool(flags & FLAG_LOSS),
     )

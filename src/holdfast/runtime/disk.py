@@ -103,6 +103,7 @@ class DirectoryDisk:
         self._loop = loop
         self._refuses_thread = refuses_thread  # I
         self._memory_margin_bytes = memory_margin_bytes  # I
+        self._memory_short = False  # A: it was said that there is none left
         self._read_files_max = min(_READ_FILES_MAX, raise_descriptor_limit() // 2)  # I
         self._read_fds: dict[int, int] = {}  # A: added by workers, in the order of opening; taken out by the loop
         self._write_fds: dict[int, int] = {}  # A: the same
@@ -372,6 +373,14 @@ class DirectoryDisk:
         if not has_size(path, io.length):
             if self._is_in_memory and left_for_files_bytes() < io.length + self._memory_margin_bytes:
                 # The kernel would not refuse: in a control group without swap it kills.
+                if not self._memory_short:
+                    self._memory_short = True
+                    _log.warning(
+                        "the pool is in memory (%s), and no more of that is left for another segment file; put the "
+                        "pool on a disk, or give the control group a higher limit",
+                        self.directory,
+                        extra=log_fields(Resource.MEMORY),
+                    )
                 raise OSError(errno.ENOSPC, "no memory is left for another segment file")
             temporary = path + ".new"
             try:

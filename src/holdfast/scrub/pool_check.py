@@ -164,7 +164,8 @@ class PoolChecker:
         wrong = (
             (report.kind[blocks] != kind)
             | (report.owner[blocks] != owners)
-            | ((report.check[blocks] & np.uint32(CHECK_MASK)) != checks)
+            # All ones: given up, or poisoned. The block itself says what is wrong with it.
+            | (((report.check[blocks] & np.uint32(CHECK_MASK)) != checks) & (checks != np.uint64(CHECK_MASK)))
             | twice
         )
         for index in np.flatnonzero(wrong).tolist():

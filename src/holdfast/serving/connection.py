@@ -79,6 +79,7 @@ class Connection:
         self._share_bytes = 0  # how much of what is left to the group a batch may take now
         self._share_at = -1  # `host.kept_changes` when that was looked up
         self._throttled: Timer | None = None
+        self._slowed = False  # it was, after its last write: batches are small, so that others come in between
         self._reading = False
         self._ended = False  # the client sends no more
         self._queued = False  # in the host's list of those with answers
@@ -163,7 +164,7 @@ class Connection:
 
     def _batch_bytes(self, least: int, most: int) -> int:
         """How large a batch may be: the fuller the group's share, the smaller."""
-        share = self._share_bytes
+        share = least if self._slowed else self._share_bytes
         return least if share < least else min(share, most)
 
     def _take_share(self) -> None:
@@ -272,8 +273,10 @@ class Connection:
         engine, payer = self.host.engine, self.session.payer
         engine.log.settle()
         pause = pause_ns(payer, engine.accounts.reclaimer.pressure)
+        self._slowed = pause > 0
         if pause and self._throttled is None:
             payer.throttled_ns += pause
+            engine.accounts.reclaimer.io_wanted.add(Kind.RING)  # what is dirty is written, rather than at the limit
             self._throttled = self.host.loop.call_later(pause, self._throttle_ends)
 
     def _throttle_ends(self) -> None:

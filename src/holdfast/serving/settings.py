@@ -10,7 +10,7 @@ from holdfast.engine import Engine
 from holdfast.pool.tables import NO_UID
 from holdfast.volume.groups import GroupLimits
 from holdfast.volume.settings import VolumeSettings
-from holdfast.volume.volume import OnError, OnFull
+from holdfast.volume.volume import OnError, OnFull, ReadOnly
 
 ON_FULL = {"error": OnFull.ERROR, "read-only": OnFull.READ_ONLY}
 ON_ERROR = {"retry": OnError.RETRY, "read-only": OnError.READ_ONLY}
@@ -24,7 +24,7 @@ def volume_settings(engine: Engine, wanted: CreateVolume | ChangeVolume) -> Volu
         on_full=None if wanted.on_full is None else ON_FULL[wanted.on_full],
         on_error=None if wanted.on_error is None else ON_ERROR[wanted.on_error],
         group=None if wanted.group is None else engine.groups.find(wanted.group),
-        read_only=False if isinstance(wanted, ChangeVolume) and wanted.writable else None,
+        read_only=ReadOnly.NO if isinstance(wanted, ChangeVolume) and wanted.writable else None,
     )
 
 

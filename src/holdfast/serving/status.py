@@ -21,6 +21,7 @@ from holdfast.control.group_api import GroupInfo
 from holdfast.engine import Engine
 from holdfast.memory.group import KIND_NAMES, UNLIMITED_BYTES, Kind
 from holdfast.memory.throttle import watermark_bytes
+from holdfast.pool.block import page_place
 from holdfast.pool.superblock import FORMAT_VERSION
 from holdfast.pool.tables import NO_UID
 from holdfast.runtime.fault import FAULT_POINTS
@@ -28,6 +29,7 @@ from holdfast.runtime.host import resident_bytes
 from holdfast.serving.pool import ServedPool
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.groups import TenantGroup
+from holdfast.volume.page_cache import PAGE_SHIFT
 from holdfast.volume.volume import OnError, OnFull, Volume
 
 
@@ -44,17 +46,25 @@ def volume_info(volume: Volume, uris: list[str]) -> VolumeInfo:
         damaged=[
             DamagedRange(offset=lba << BLOCK_SHIFT, length=BLOCK_SIZE_BYTES, what=what)
             for lba, what in sorted(volume.damaged.items())
-        ],
+        ]
+        + [_damaged_page(key, what) for key, what in sorted(volume.damaged_pages.items())],
         write_back_failures=volume.write_back_failures,
         write_back_errno=volume.write_back_errno,
         on_full="read-only" if volume.on_full is OnFull.READ_ONLY else "error",
         on_error="read-only" if volume.on_error is OnError.READ_ONLY else "retry",
-        read_only=volume.read_only,
+        read_only=bool(volume.read_only),
         group=volume.group.name,
         loss_epoch=volume.loss_epoch,
         loss_open=volume.loss_open,
         created=datetime.fromtimestamp(volume.created_ns / 1e9, UTC).isoformat(timespec="seconds"),
     )
+
+
+def _damaged_page(key: int, what: str) -> DamagedRange:
+    """What cannot be found without a page of the map."""
+    level, index = page_place(key)
+    length = BLOCK_SIZE_BYTES << PAGE_SHIFT * (level + 1)
+    return DamagedRange(offset=index * length, length=length, what=f"a map page on level {level}: {what}")
 
 
 def group_info(group: TenantGroup, engine: Engine) -> GroupInfo:
@@ -131,7 +141,7 @@ def pool_status(
             reserved=_must_succeed(engine),
             ring_bytes=pool.memory.ring_bytes,
             ring_used_bytes=engine.flusher.dirty_blocks << BLOCK_SHIFT,
-            map_pages=engine.cache.pages - len(engine.cache.free),
+            map_pages=engine.cache.pages - len(engine.cache.free) - len(engine.cache.withdrawn),
             map_pages_max=engine.cache.pages,
         ),
         dirty_bytes=engine.flusher.dirty_blocks << BLOCK_SHIFT,

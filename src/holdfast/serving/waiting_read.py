@@ -21,7 +21,9 @@ from collections.abc import Callable
 
 from holdfast.engine import Engine
 from holdfast.errors import HoldfastError
+from holdfast.memory.context import CLIENT
 from holdfast.memory.group import Group, Kind
+from holdfast.memory.policy import NEVER_NS, obtain
 from holdfast.nbd import replies
 from holdfast.nbd.protocol import CMD_FLAG_DF, CMD_FLAG_REQ_ONE, STATE_HOLE, STATE_ZERO
 from holdfast.pool.block import first_mismatch
@@ -169,8 +171,17 @@ class WaitingReads:
             if outgoing.blocked:
                 yield outgoing.room
                 continue
-            if payer.try_charge(Kind.READ_BUFFERS, count) is not None:
-                yield engine.buffer_room
+            yield from obtain(
+                payer,
+                Kind.READ_BUFFERS,
+                count,
+                CLIENT,
+                room=engine.buffer_room,
+                until_ns=NEVER_NS,
+                now_ns=engine.clock.now_ns,
+            )
+            if self.outgoing.blocked:  # meanwhile
+                self._release(payer, count)
                 continue
             kept = False
             held = engine.scheduler.hold(engine.buffer_room, count)

@@ -20,11 +20,14 @@ from holdfast.work.task import Scheduler, Work, guarded
 log_output = logging.getLogger("holdfast.groups")
 
 GroupAnswer = Callable[["TenantGroup | HoldfastError | None"], None]
+RESERVED_NAMES = ("all", "server")
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def check_group_name(name: str) -> None:
     """Raises RequestError for what cannot be the name of a group."""
+    if name in RESERVED_NAMES:
+        raise RequestError(f"{name!r} is what the server's own accounts are called; give the group another name")
     if not _NAME_PATTERN.fullmatch(name) or len(name) > GROUP_NAME_BYTES_MAX:
         raise RequestError(
             f"{name!r} is not a group name; use at most {GROUP_NAME_BYTES_MAX} letters, digits, dots, underscores and "
@@ -82,7 +85,7 @@ class Groups:
             check_group_name(name)
             if name in directory.by_name:
                 raise RequestError(f"there is a group {name!r} already")
-            if any(group.name == name for group in directory.leaving.values()):
+            if any(group.name == name for group in directory.by_id.values()):
                 raise RetryError(f"the group {name!r} is being removed; try again in a moment")
             self._check(limits, None)
             group_id = directory.free_id()
@@ -98,9 +101,8 @@ class Groups:
 
         def made(error: HoldfastError | None) -> None:
             # A volume may be in it already: then it stays, as that does, and is durable with a later checkpoint.
-            if error is not None and not group.volumes and directory.has(group):
-                directory.begin_removal(group)
-                self._forget(group)
+            if error is not None and not group.volumes and not group.removing and directory.has(group):
+                self._drop(group)
             answer(error or group)
 
         self._begin(f"create group {name}", made)
@@ -118,10 +120,8 @@ class Groups:
         self._limits_changed()
 
         def stored(error: HoldfastError | None) -> None:
-            if error is not None and self.directory.has(group):
-                with suppress(RequestError):
-                    group.keep_limits(before)
-                self._limits_changed()
+            if error is not None:
+                self._take_back(group, before)
             answer(error or group)
 
         self._begin(f"change group {name}", stored)
@@ -140,29 +140,27 @@ class Groups:
         except HoldfastError as error:
             answer(error)
             return
-        directory = self.directory
-        directory.begin_removal(group)
-        self._changed()
+        group.removing = True
+        self._limits_changed()
 
         def removed(error: HoldfastError | None) -> None:
             if error is None and group.volumes:
                 # It had just left, and that could not be made durable: where it came back to has to be there.
                 error = RetryError(f"group {name!r} has volumes again, as they could not be moved; try again")
             if error is None:
-                self._forget(group)
-            else:
-                directory.add(group)
-                self._changed()
+                self._drop(group)
+            group.removing = False
+            self._limits_changed()
             answer(error)
 
         self._begin(f"remove group {name}", removed)
 
-    def _forget(self, group: TenantGroup) -> None:
-        """What it was sure of is everybody's again, and so is what a checkpoint needs for it."""
+    def _drop(self, group: TenantGroup) -> None:
+        """A group is gone, or was not made after all: what it was sure of is everybody's again."""
+        self.directory.remove(group)
         group.set_limits(GroupLimits())
-        self.directory.forget(group)
-        self._volumes.hold_reserve()
         self._changed()
+        self._volumes.hold_reserve()
 
     def _set(self, group: TenantGroup, limits: GroupLimits) -> None:
         """Minimums that nobody has asked to change are no reason to refuse what was asked, held or not."""
@@ -171,6 +169,16 @@ class Groups:
             return
         with suppress(RequestError):
             group.keep_limits(limits)
+
+    def _take_back(self, group: TenantGroup, limits: GroupLimits) -> None:
+        """A change could not be stored."""
+        if not self.directory.has(group):
+            return
+        try:
+            group.keep_limits(limits)
+        except RequestError as error:  # what it had been sure of is somebody else's by now
+            log_output.warning("%s", error)
+        self._limits_changed()
 
     def _check(self, limits: GroupLimits, ours: TenantGroup | None) -> None:
         check_limits(limits)

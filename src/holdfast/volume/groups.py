@@ -2,7 +2,7 @@
 
 A group has a node in the tree of memory (`memory/group.py`) and counts the space that its volumes map together. Memory
 is charged to the group of whoever issues the I/O: to the group that its peer's uid or control group names, else to the
-volume's. Space is charged to the volume's group, in which it stays when the issuer is gone.
+volume's. What stays when the issuer is gone is charged to the volume's group: space, and pages of its map.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class TenantGroup:
         "memory",
         "minimums_held",
         "name",
+        "removing",
         "volumes",
     )
 
@@ -67,6 +68,7 @@ class TenantGroup:
         self.minimums_held = True  # L
         self.mapped_blocks = 0  # L: of all its volumes
         self.mapped_blocks_max = UNLIMITED_BLOCKS  # L
+        self.removing = False  # L: nobody finds it any more; its id is not free until that is durable
         self.volumes = 0  # L: how many there are in it
 
     def set_limits(self, limits: GroupLimits) -> None:
@@ -182,13 +184,12 @@ class GroupDirectory:
     def __init__(self, default: TenantGroup) -> None:
         self.default = default
         self.by_id: dict[int, TenantGroup] = {default.group_id: default}
-        self.leaving: dict[int, TenantGroup] = {}  # on their way out: they come back if that cannot be made durable
         self._by_uid: dict[int, TenantGroup] = {}
         self._by_cgroup: dict[str, TenantGroup] = {}
 
     @property
     def by_name(self) -> dict[str, TenantGroup]:
-        return {group.name: group for group in self.by_id.values()}
+        return {group.name: group for group in self.by_id.values() if not group.removing}
 
     def find(self, name: str) -> TenantGroup:
         """Raises NotFoundError."""
@@ -201,23 +202,17 @@ class GroupDirectory:
         return self.by_id.get(group.group_id) is group
 
     def add(self, group: TenantGroup) -> None:
-        self.leaving.pop(group.group_id, None)
         self.by_id[group.group_id] = group
         self.index()
 
-    def begin_removal(self, group: TenantGroup) -> None:
-        """Nobody finds it any more; its id and its name are still taken. Then `add` it again, or `forget` it."""
+    def remove(self, group: TenantGroup) -> None:
         del self.by_id[group.group_id]
-        self.leaving[group.group_id] = group
         self.index()
-
-    def forget(self, group: TenantGroup) -> None:
-        del self.leaving[group.group_id]
 
     def free_id(self) -> int:
         """Raises RequestError if there are as many groups as there may be."""
         for group_id in range(1, GROUPS_MAX + 1):
-            if group_id not in self.by_id and group_id not in self.leaving:
+            if group_id not in self.by_id:
                 return group_id
         raise RequestError(f"a pool has at most {GROUPS_MAX} groups; remove one")
 
@@ -232,7 +227,7 @@ class GroupDirectory:
 
     def index(self) -> None:
         """To be called whenever limits changed."""
-        groups = self.by_id.values()
+        groups = [group for group in self.by_id.values() if not group.removing]
         self._by_uid = {group.limits.uid: group for group in groups if group.limits.uid != NO_UID}
         self._by_cgroup = {group.limits.cgroup: group for group in groups if group.limits.cgroup}
 

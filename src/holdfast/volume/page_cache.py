@@ -120,7 +120,7 @@ class PageCache:
 
     def give_way(self, pressure: Pressure) -> int:
         """Let the host have the memory of some slots while it has too little, and take it again after that; returns
-        the bytes given. At least `PAGES_MIN` slots stay."""
+        the bytes given. An eighth of the slots stays, `PAGES_MIN` at least, and what groups are sure of does."""
         root = self.root
         if pressure is Pressure.NONE:
             count = min(len(self.withdrawn), RETURN_BATCH)
@@ -131,7 +131,7 @@ class PageCache:
         wanted = min(self.pages // share, self.pages - len(self.withdrawn) - max(PAGES_MIN, self.pages // 8))
         while len(self.free) < wanted and self.shrink(root):
             pass
-        count = max(0, min(wanted, len(self.free)))
+        count = max(0, min(wanted, len(self.free), root.room_bytes(Kind.MAP_PAGES) // BLOCK_SIZE_BYTES))
         for _ in range(count):
             slot = self.free.pop()
             self._hand_back(self.view(slot))

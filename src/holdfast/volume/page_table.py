@@ -139,8 +139,7 @@ class PageTable:
         if errno:
             where = f"map page {key:#x} of volume {volume.name}"
             if errno == DAMAGED:
-                if not is_given_up(entry):
-                    volume.note_loss()
+                volume.note_page_damage(key, "its check does not match", known=is_given_up(entry))
                 raise PageDamagedError(f"{where} is damaged; 2 MiB or more cannot be read: run `holdfast check`", key)
             raise DiskError(f"{where} cannot be read: errno {errno}", errno)
 

@@ -131,7 +131,7 @@ class Replayer:
 
     def _leave_out(self, volume: Volume, error: PageDamagedError) -> None:
         self._findings.append(str(error))
-        volume.note_loss()
+        volume.note_page_damage(error.key, "replay could not read it, and left out what it was to get")
         self.table.poison(volume, error.key)
 
     def _replace(self, volume: Volume, slot: int, inside: npt.NDArray[np.intp], words: Words) -> None:

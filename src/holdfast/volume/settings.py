@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from holdfast.volume.groups import TenantGroup
 from holdfast.volume.page_cache import PageCache
-from holdfast.volume.volume import OnError, OnFull, Volume
+from holdfast.volume.volume import OnError, OnFull, ReadOnly, Volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class VolumeSettings:
     quota_bytes      how much of it may be mapped; 0: as much as there is
     on_full_wait_s   how long a write waits for space before `on_full` counts
     group            name of the group that it is in
-    read_only        no writes are taken; False also ends what `on_full` or `on_error` began
+    read_only        NO ends what `on_full` or `on_error` began
     """
 
     quota_bytes: int | None = None
@@ -25,7 +25,7 @@ class VolumeSettings:
     on_full: OnFull | None = None
     on_error: OnError | None = None
     group: TenantGroup | None = None
-    read_only: bool | None = None
+    read_only: ReadOnly | None = None
 
 
 AS_BY_DEFAULT = VolumeSettings()

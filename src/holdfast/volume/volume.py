@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 
 from holdfast.errors import CorruptionError, ReadOnlyError
@@ -42,7 +43,7 @@ def root_level_for(size_bytes: int) -> int:
 
 
 def read_only_error(volume: Volume) -> ReadOnlyError:
-    why = f"write-back failed (errno {volume.write_back_errno})" if volume.write_back_errno else "there was no space"
+    why = "its write-back failed" if volume.read_only is ReadOnly.FAILED else "there was no space"
     return ReadOnlyError(
         f"it takes no writes since {why}; once that is mended, `holdfast volume set --writable` lets it go on"
     )
@@ -55,6 +56,14 @@ def loss_error(volume: Volume) -> CorruptionError:
     )
 
 
+class ReadOnly(IntEnum):
+    """Whether a volume takes no writes, and since when."""
+
+    NO = 0
+    FULL = 1
+    FAILED = 2
+
+
 class Volume:
     """Fields: I fixed when made, L loop thread, C changed by a checkpoint only (in the loop thread)."""
 
@@ -62,6 +71,7 @@ class Volume:
         "connections",
         "created_ns",
         "damaged",
+        "damaged_pages",
         "group",
         "key_base",
         "loss_acknowledged",
@@ -78,6 +88,7 @@ class Volume:
         "removing",
         "root",
         "root_level",
+        "row_changed",
         "size_bytes",
         "volume_id",
         "write_back_errno",
@@ -101,11 +112,13 @@ class Volume:
         self.group = group or TenantGroup(0, DEFAULT_GROUP, Group(DEFAULT_GROUP))  # L
         self.on_full = OnFull(row.on_full)  # L
         self.on_error = OnError(row.on_error)  # L
-        self.read_only = row.read_only  # L: by one of these policies, or an operator's word
+        self.read_only = ReadOnly(row.read_only)  # L: by one of these policies, until an operator says otherwise
         self.loss_epoch = row.loss_epoch  # L
         self.loss_acknowledged = 0  # L: the epoch whose acknowledgement is on its way to the disk
         self.loss_open = row.loss_open  # L: FLUSH fails until an operator has acknowledged the epoch by its number
         self.connections = 0  # L
+        self.row_changed: Callable[[], None] = lambda: None  # I: told of changes that nobody waits for
+        self.damaged_pages: dict[int, str] = {}  # L: owner word of a map page -> what was found
         self.damaged: dict[int, str] = {}  # L: lba -> what was found, the first DAMAGED_BLOCKS_LISTED_MAX of them
 
         self.write_back_failures = 0  # L: attempts since the start that failed and met data of this volume
@@ -155,21 +168,31 @@ class Volume:
 
     def write_back_has_failed(self) -> None:
         """Its data is still dirty, and tried again; what it wants to do about that."""
-        if self.on_error is OnError.READ_ONLY:
-            self.read_only = True
+        if self.on_error is OnError.READ_ONLY and not self.read_only:
+            self.read_only = ReadOnly.FAILED
+            self.row_changed()
 
     def found_full(self) -> None:
         """A write found no space; what it wants to do about that."""
-        if self.on_full is OnFull.READ_ONLY:
-            self.read_only = True
+        if self.on_full is OnFull.READ_ONLY and not self.read_only:
+            self.read_only = ReadOnly.FULL
+            self.row_changed()
 
-    def note_loss(self) -> bool:
-        """Accepted data is lost for good. Returns True if that begins a new epoch: the last one was acknowledged."""
-        if self.loss_open:
-            return False
+    def note_loss(self) -> None:
+        """Accepted data is lost for good. That begins a new epoch if the last one was acknowledged, or is just being:
+        whoever does that cannot know of this."""
+        if self.loss_open and self.loss_acknowledged != self.loss_epoch:
+            return
         self.loss_epoch = self.loss_epoch % LOSS_EPOCH_MAX + 1
         self.loss_open = True
-        return True
+        self.row_changed()
+
+    def note_page_damage(self, key: int, what: str, *, known: bool = False) -> None:
+        """A page of the map cannot be read any more, and nothing below it. `known`: as of a block."""
+        if key not in self.damaged_pages and not known:
+            self.note_loss()
+        if len(self.damaged_pages) < DAMAGED_BLOCKS_LISTED_MAX:
+            self.damaged_pages.setdefault(key, what)
 
     def note_damage(self, lba: int, what: str, *, known: bool = False) -> None:
         """A block cannot be read any more. `known`: its loss was acknowledged."""

@@ -73,8 +73,11 @@ class Volumes:
         next_id: int,
         checkpoint: Callable[[], Work],
         is_checkpoint_running: Callable[[], bool],
+        row_changed: Callable[[], None],
         next_tick: Waitlist,
     ) -> None:
+        """`row_changed` is told of changes that are to become durable although nobody waits for that."""
+        self._row_changed = row_changed  # I
         self.by_id = by_id  # L: all, also those that are being made or removed
         self.by_name: dict[str, Volume] = {}  # L
         self.groups = groups  # L
@@ -96,6 +99,7 @@ class Volumes:
         self.by_id[volume.volume_id] = volume
         self.by_name[volume.name] = volume
         volume.group.take_in(volume.mapped_blocks)
+        volume.row_changed = self._row_changed
         self._system.charge(Kind.STATE, VOLUME_STATE_BYTES)
         self.hold_reserve()
 
@@ -134,6 +138,7 @@ class Volumes:
             self.groups.default,
         )
         volume.group.take_in(0)
+        volume.row_changed = self._row_changed
         apply_settings(volume, settings, self._cache)
         self.next_id += 1
         self.by_id[volume.volume_id] = volume  # it is in the checkpoint to come

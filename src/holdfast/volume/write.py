@@ -207,7 +207,8 @@ class Writer:
         elif patience is not None and patience.is_left():
             yield self.full_wait
         else:
-            volume.found_full()
+            if patience is not None:  # a write; not what gives space back
+                volume.found_full()
             raise _no_space(obstacle, volume, host_full=self.log.space.host_full)
 
     def write(self, volume: Volume, offset: int, payload: memoryview, payer: Group | None = None) -> Work:

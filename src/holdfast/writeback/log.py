@@ -12,7 +12,7 @@ Invariants
     drains.
  4. What was appended since the last `publish` is acknowledged to nobody.
  5. Whoever appends on behalf of a client has said whose it is (`bill`), and no group gets more of the ring than its
-    limit, but for the end of a segment.
+    limit, but for headers, the records of holes (which free space) and the end of a segment.
 
 After a crash of the process the ring is written out and recovery goes on as after a power failure, from the segment
 files.

@@ -35,8 +35,8 @@ REPLY_BYTES_MAX = 512 * KIB
 REPLY_BYTES_MIN = LARGE_READ_BYTES + 64
 REQUESTS_A_BATCH_MAX = 1024
 HANDSHAKE_TIMEOUT_NS = 10_000_000_000
-# What a connection takes in memory whatever it does: the objects here, and the kernel's for an idle socket.
-CONNECTION_STATE_BYTES = 16 * KIB
+# What a connection takes in memory whatever it does: 5.5 KiB here, measured with 200 of them, and the kernel's part.
+CONNECTION_STATE_BYTES = 8 * KIB
 
 
 class Host(Protocol):

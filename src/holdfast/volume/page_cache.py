@@ -124,7 +124,10 @@ class PageCache:
         root = self.root
         if pressure is Pressure.NONE:
             count = min(len(self.withdrawn), RETURN_BATCH)
-            self.free += [self.withdrawn.pop() for _ in range(count)]
+            for _ in range(count):
+                slot = self.withdrawn.pop()
+                self.arena[slot] = 0  # resident again now, rather than in the middle of a request
+                self.free.append(slot)
             root.limits[Kind.MAP_PAGES] += count * BLOCK_SIZE_BYTES
             return -count * BLOCK_SIZE_BYTES
         share = 4 if pressure is Pressure.HIGH else 16

@@ -31,6 +31,7 @@ SPREAD = (
 ALONE = (
     "tests/sim/test_campaign.py",
     "tests/clients/test_hostile_clients.py",
+    "tests/clients/test_isolation.py",
 )
 
 

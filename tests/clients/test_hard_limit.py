@@ -55,7 +55,17 @@ def group() -> Iterator[MemoryCgroup]:
 
 
 def start_fio(tool: Tool, directory: Path, uri: str, *options: str) -> subprocess.Popen[str]:
-    words = [tool("fio"), "--name=limit", "--ioengine=nbd", f"--uri={uri}", "--numjobs=4", "--group_reporting=1"]
+    # A fio whose connection is refused may say so for ever: its output is bounded.
+    words = [
+        "timeout",
+        str(3 * SECONDS),
+        tool("fio"),
+        "--name=limit",
+        "--ioengine=nbd",
+        f"--uri={uri}",
+        "--numjobs=4",
+        "--group_reporting=1",
+    ]
     return subprocess.Popen(
         [*words, *options], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -21,7 +21,7 @@ from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
 from holdfast.volume.groups import GroupLimits, TenantGroup
 from holdfast.volume.settings import VolumeSettings
 from holdfast.work.task import Work
-from tests.engine.helpers import HoldingWorld, ask, block, connect, create, new_world
+from tests.engine.helpers import HoldingWorld, ask, block, connect, create, leave, new_world
 
 DIRTY_BYTES = 256 * KIB
 SEGMENT_END_BYTES = 18 * BLOCK_SIZE_BYTES  # the end of a segment may come on top of a limit
@@ -306,6 +306,18 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(world: HoldingWorld)
         assert isinstance(refused, RequestError), name
     assert isinstance(set_limits(world, "blue"), NotFoundError)
     check_accounts(world)
+
+
+def test_a_group_that_pays_for_connected_clients_is_not_removed(world: HoldingWorld) -> None:
+    world.config.uids = (1000,)
+    make_group(world, "batch", uid=1000)
+    create(world, "disk", 100 * MIB)
+    client = connect(world, "disk")
+    refused = outcome_of(world, partial(world.engine.groups.remove, "batch"))
+    assert isinstance(refused, RequestError)
+    assert "pays for clients that are connected" in str(refused)
+    leave(world, client)
+    assert outcome_of(world, partial(world.engine.groups.remove, "batch")) is None
 
 
 @pytest.mark.parametrize("what", ["create", "remove", "change"])

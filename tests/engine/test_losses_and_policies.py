@@ -89,7 +89,14 @@ def test_a_loss_is_told_to_every_connection_until_it_is_acknowledged_by_its_numb
     assert flush(world, lost) == 0, "and is no news"
     assert isinstance(acknowledge(world, 1), RequestError)
     assert write(world, lost, 1, 5) == 0
+    assert volume.damaged == {}, "what was overwritten is not damaged any more"
     assert bytes(ask(world, lost, CMD_READ, 0, 4 * BLOCK).data) == block(1) + block(5) + block(1) * 2
+    world.close()
+    world.open()
+    damage(world, world.engine.by_name["disk0"], 1)
+    lost = connect(world, "disk0")
+    assert ask(world, lost, CMD_READ, BLOCK, BLOCK).errno == EIO
+    assert flush(world, lost) == EIO, "and should it be damaged again, that is news"
     check_accounts(world)
 
 

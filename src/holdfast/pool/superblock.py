@@ -41,7 +41,9 @@ from holdfast.units import BLOCK_SIZE_BYTES
 
 SUPERBLOCK_MAGIC = int.from_bytes(b"HOLDFAST", "little")
 SUPERBLOCK_SEED = 0x3F84D5B5B5470917
-FORMAT_VERSION = 1
+# 2: the volume table may have rows of groups, and volumes have policies. What wrote version 1 had neither.
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 SLOT_OFFSETS = (0, 1 << 16)
 SUPERBLOCK_FILE_BYTES = 2 << 16
 
@@ -128,9 +130,9 @@ def decode_superblock(block: memoryview | bytes) -> Superblock | None:
         index_count,
         _,
     ) = _FIELDS.unpack_from(block, _FIELDS_AT)
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise CorruptionError(
-            f"the pool has format version {version}, this holdfast reads version {FORMAT_VERSION}; "
+            f"the pool has format version {version}, this holdfast reads up to {FORMAT_VERSION}; "
             "use the holdfast that made it"
         )
     if index_count > INDEX_WORDS_MAX or segment_blocks < 64 or capacity_segments < 1:

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from holdfast.errors import HoldfastError, RequestError, RetryError
 from holdfast.memory.accounts import Accounts
+from holdfast.memory.group import Kind
 from holdfast.pool.tables import CGROUP_BYTES_MAX, GROUP_NAME_BYTES_MAX, GroupRow
 from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, GroupLimits, TenantGroup, check_limits, limits_of
 from holdfast.volume.volumes import Volumes
@@ -136,6 +137,11 @@ class Groups:
                 raise RequestError(
                     f"group {name!r} has {group.volumes} volumes; put them into another one with `holdfast volume set "
                     "--group`, or remove them"
+                )
+            if group.memory.usage[Kind.STATE]:
+                raise RequestError(
+                    f"group {name!r} pays for clients that are connected; disconnect them first, or let it pay for "
+                    "none with `holdfast group set --uid none --cgroup none` and have them connect again"
                 )
         except HoldfastError as error:
             answer(error)

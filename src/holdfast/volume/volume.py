@@ -194,6 +194,11 @@ class Volume:
         if len(self.damaged_pages) < DAMAGED_BLOCKS_LISTED_MAX:
             self.damaged_pages.setdefault(key, what)
 
+    def forget_damage(self, first: int, stop: int) -> None:
+        """Blocks [first, stop) were overwritten, or are holes: should they be damaged again, that is a new loss."""
+        for lba in [lba for lba in self.damaged if first <= lba < stop]:
+            del self.damaged[lba]
+
     def note_damage(self, lba: int, what: str, *, known: bool = False) -> None:
         """A block cannot be read any more. `known`: its loss was acknowledged."""
         if lba not in self.damaged and not known:

@@ -119,6 +119,8 @@ class Writer:
         words[at] = log.append(block, volume.key_base | lba, SEED_DATA, KIND_DATA)
         if old:
             self._live[(old & ADDRESS_MASK) >> self._shift] -= 1
+            if volume.damaged:
+                volume.damaged.pop(lba, None)
         return 0
 
     def write_run(self, volume: Volume, lba: int, view: memoryview) -> tuple[int, int]:
@@ -164,6 +166,9 @@ class Writer:
         if replaced:
             self.log.space.drop_blocks(row & np.uint64(ADDRESS_MASK))
         volume.count_mapped(int(np.count_nonzero(entries)) - replaced)
+        if volume.damaged:
+            lba = (self.cache.key_of[slot] & LBA_MASK) << PAGE_SHIFT | first
+            volume.forget_damage(lba, lba + len(entries))
         row[:] = entries
 
     def _within(self, allowed: int, slot: int, first: int, count: int) -> int:

@@ -74,8 +74,8 @@ CHECKPOINT_AND_SPACE = [
         "the block that a write replaces stays counted as live",
         "P7",
         "holdfast.volume.write",
-        "        if old:\n            self._live[(old & ADDRESS_MASK) >> self._shift] -= 1\n        return 0\n",
-        "        return 0\n",
+        "            self._live[(old & ADDRESS_MASK) >> self._shift] -= 1\n",
+        "",
     ),
     Mutant(
         "frozen-page-changed",

@@ -112,6 +112,7 @@ class Engine:
         self._recovered = False  # the space table is what the log says: segments may be prepared and opened
         self.opened = False
         self._rows_changed = False  # a checkpoint is due, because it alone tells of that
+        self.slows_all = False  # the host is under high pressure
         self.throttles = False  # some group has a limit of dirty data, or the host is under high pressure
         self.closing = False
         self.accounts = accounts = Accounts(options.memory, refuses=options.refuses)
@@ -361,7 +362,8 @@ class Engine:
     def note_throttling(self) -> None:
         """Whether anybody may have to be slowed: asked after each batch of writes, so it is known beforehand."""
         limited = any(group.limits.dirty_bytes for group in self.groups.directory.by_id.values())
-        self.throttles = limited or self.accounts.reclaimer.pressure is Pressure.HIGH
+        self.slows_all = self.accounts.reclaimer.pressure is Pressure.HIGH
+        self.throttles = limited or self.slows_all
 
     # ---- background
 

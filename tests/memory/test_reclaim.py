@@ -7,7 +7,7 @@ import pytest
 from holdfast.memory.context import BACKGROUND, CLIENT, CONTROL
 from holdfast.memory.group import Group, Kind
 from holdfast.memory.reclaim import Pressure, Reclaimer, Shrinker
-from holdfast.memory.throttle import PAUSE_NS_MAX, PRESSURE_PAUSE_NS, pause_ns, watermark_bytes
+from holdfast.memory.throttle import PAUSE_NS_MAX, PRESSURE_PAUSE_NS, limit_dirty, pause_ns
 
 PAGES = Kind.MAP_PAGES
 
@@ -111,8 +111,8 @@ def test_who_comes_near_its_limit_is_slowed_in_proportion_and_others_are_not() -
     root = Group("all")
     root.limits[Kind.RING] = 1000
     red, green = Group("red", root, number=1), Group("green", root, number=2)
-    red.limits[Kind.RING] = 100
-    assert watermark_bytes(red) == 50
+    limit_dirty(red, 100)
+    assert red.watermark_bytes == 50
     pauses = []
     for used in (0, 50, 75, 100):
         red.charge(Kind.RING, used - red.usage[Kind.RING])

@@ -41,12 +41,12 @@ class Group:
     """Bytes by kind, as lists in the order of `Kind`. All fields belong to the loop thread.
 
     usage       for a group with groups below it: what these use, each at least its minimum
+    watermark_bytes    dirty data above which writers are slowed (throttle.py)
     refusals    how often this very node refused
     throttled_ns    for how long connections were left alone for its sake, taken together
     """
 
     __slots__ = (
-        "_refuses",
         "_shortage",
         "limit_bytes",
         "limits",
@@ -56,9 +56,11 @@ class Group:
         "parent",
         "peak_bytes",
         "refusals",
+        "refuses",
         "throttled_ns",
         "total_bytes",
         "usage",
+        "watermark_bytes",
     )
 
     def __init__(
@@ -79,11 +81,12 @@ class Group:
         self.limits = [UNLIMITED_BYTES] * len(Kind)
         self.minimums = [0] * len(Kind)
         self.usage = [0] * len(Kind)
+        self.watermark_bytes = UNLIMITED_BYTES
         self.total_bytes = 0
         self.peak_bytes = 0
         self.refusals = [0] * len(Kind)
         self.throttled_ns = 0
-        self._refuses: Refuses | None = refuses if parent is None else parent._refuses
+        self.refuses: Refuses | None = refuses if parent is None else parent.refuses
         self._shortage: Shortage | None = shortage if parent is None else parent._shortage
 
     # ---- charging
@@ -92,7 +95,7 @@ class Group:
         """Take `count_bytes`, all or nothing; returns None, or the group that refuses. What was taken is to be released
         exactly once. Where the ordinary charge fails, the context's reservation is drawn on."""
         node = self._refuser(kind, count_bytes)
-        if node is None and self._refuses is not None and self._refuses(kind, count_bytes):
+        if node is None and self.refuses is not None and self.refuses(kind, count_bytes):
             node = self.root
         if node is None:
             self.charge(kind, count_bytes)

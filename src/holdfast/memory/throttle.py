@@ -14,21 +14,20 @@ PRESSURE_PAUSE_NS = 5_000_000
 WATERMARK_PERCENT = 50
 
 
-def watermark_bytes(group: Group) -> int:
-    """Dirty data above which the group is slowed; `UNLIMITED_BYTES` if it never is."""
-    limit_bytes = group.limits[Kind.RING]
-    return limit_bytes if limit_bytes >= UNLIMITED_BYTES else limit_bytes * WATERMARK_PERCENT // 100
+def limit_dirty(group: Group, limit_bytes: int) -> None:
+    """Let a group have so much dirty data (`UNLIMITED_BYTES`: as much as there is room for), and set its watermark."""
+    group.limits[Kind.RING] = limit_bytes
+    unlimited = limit_bytes >= UNLIMITED_BYTES
+    group.watermark_bytes = UNLIMITED_BYTES if unlimited else limit_bytes * WATERMARK_PERCENT // 100
 
 
 def pause_ns(group: Group, pressure: Pressure = Pressure.NONE) -> int:
     """How long a connection that has just written is to be left alone: nothing at the watermark, `PAUSE_NS_MAX` at the
     limit."""
     least_ns = PRESSURE_PAUSE_NS if pressure is Pressure.HIGH else 0
-    limit_bytes = group.limits[Kind.RING]
-    if limit_bytes >= UNLIMITED_BYTES:
-        return least_ns
-    low_bytes = limit_bytes * WATERMARK_PERCENT // 100
-    over_bytes = group.usage[Kind.RING] - low_bytes
+    over_bytes = group.usage[Kind.RING] - group.watermark_bytes
     if over_bytes <= 0:
         return least_ns
-    return max(least_ns, min(PAUSE_NS_MAX, PAUSE_NS_MAX * over_bytes // (limit_bytes - low_bytes)))
+    return max(
+        least_ns, min(PAUSE_NS_MAX, PAUSE_NS_MAX * over_bytes // (group.limits[Kind.RING] - group.watermark_bytes))
+    )

@@ -24,7 +24,7 @@ from holdfast.nbd.transmission import Request, RequestReader
 from holdfast.runtime.ports import Loop, Peer, Socket, Timer
 from holdfast.serving.session import Session
 from holdfast.serving.waiting_read import READ_PIECE_BYTES
-from holdfast.units import KIB, MIB
+from holdfast.units import BLOCK_SHIFT, KIB, MIB
 from holdfast.volume.volume import Volume
 
 log_output = logging.getLogger("holdfast.nbd")
@@ -271,7 +271,13 @@ class Connection:
         """Leave the client alone for a while, if its group is near its limit of dirty data."""
         assert self.session is not None
         engine, payer = self.host.engine, self.session.payer
-        engine.log.settle()
+        log = engine.log
+        self._slowed = False
+        # What is not settled yet is taken for the payer's: most often it is.
+        unsettled_bytes = (log.position - log.dirty.settled) << BLOCK_SHIFT
+        if payer.usage[Kind.RING] + unsettled_bytes <= payer.watermark_bytes and not engine.slows_all:
+            return
+        log.settle()
         pause = pause_ns(payer, engine.accounts.reclaimer.pressure)
         self._slowed = pause > 0
         if pause and self._throttled is None:

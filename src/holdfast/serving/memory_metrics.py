@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from prometheus_client.metrics_core import Metric
 
 from holdfast.memory.group import KIND_NAMES, UNLIMITED_BYTES, Kind
-from holdfast.memory.throttle import watermark_bytes
 from holdfast.runtime.host import resident_bytes
 from holdfast.serving.metric_families import NS, Observed, counter, counters, gauge, gauges
 from holdfast.units import BLOCK_SHIFT
@@ -132,7 +131,7 @@ def _groups(seen: Observed) -> Iterator[Metric]:
         "group_dirty_watermark_bytes",
         "Dirty data above which its writers are slowed.",
         ["group"],
-        [([group.name], watermark_bytes(group.memory)) for group in listed if group.limits.dirty_bytes],
+        [([group.name], group.memory.watermark_bytes) for group in listed if group.limits.dirty_bytes],
     )
     yield counters(
         "group_throttled_seconds_total",

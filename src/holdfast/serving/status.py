@@ -20,7 +20,6 @@ from holdfast.control.api import (
 from holdfast.control.group_api import GroupInfo
 from holdfast.engine import Engine
 from holdfast.memory.group import KIND_NAMES, UNLIMITED_BYTES, Kind
-from holdfast.memory.throttle import watermark_bytes
 from holdfast.pool.block import page_place
 from holdfast.pool.superblock import FORMAT_VERSION
 from holdfast.pool.tables import NO_UID
@@ -70,7 +69,7 @@ def _damaged_page(key: int, what: str) -> DamagedRange:
 def group_info(group: TenantGroup, engine: Engine) -> GroupInfo:
     engine.log.settle()
     limits, memory = group.limits, group.memory
-    watermark = watermark_bytes(memory)
+    watermark = memory.watermark_bytes
     return GroupInfo(
         name=group.name,
         id=group.group_id,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from holdfast.errors import NotFoundError, RequestError
 from holdfast.memory.group import UNLIMITED_BYTES, Group, Kind
+from holdfast.memory.throttle import limit_dirty
 from holdfast.pool.tables import NO_UID, GroupRow
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, KIB, MIB, format_size
 
@@ -107,7 +108,7 @@ class TenantGroup:
     def _take(self, limits: GroupLimits) -> None:
         self.limits = limits
         self.memory.limit_bytes = limits.memory_bytes or UNLIMITED_BYTES
-        self.memory.limits[Kind.RING] = limits.dirty_bytes or UNLIMITED_BYTES
+        limit_dirty(self.memory, limits.dirty_bytes or UNLIMITED_BYTES)
         self.mapped_blocks_max = limits.space_bytes >> BLOCK_SHIFT if limits.space_bytes else UNLIMITED_BLOCKS
 
     def take_in(self, mapped_blocks: int) -> None:

@@ -207,10 +207,14 @@ class Log:
         """Make `room` at least 1, or say what stands in the way. Opens and seals commits and segments as needed."""
         reserve = 0 if privilege else self.reserve_blocks
         self._settle(self.dirty.system if privilege is Privilege.CHECKPOINT else self.payer)
+        group_left = self.ring.blocks
         if privilege is Privilege.CLIENT:
-            refused = self._admit()
-            if refused is not Room.YES:
-                return refused
+            group_left = self.payer.room_bytes(Kind.RING) >> BLOCK_SHIFT
+            if group_left <= 0 or self.payer.refuses:
+                refused = self._admit()
+                if refused is not Room.YES:
+                    return refused
+        began = self.position
         while True:
             if privilege < self.privilege:
                 self.privilege = min(self.privilege, self.space.least_privilege())
@@ -240,14 +244,12 @@ class Log:
             ring_left = self._ring_left() - reserve
             if ring_left <= 0:
                 return Room.RING_FULL
-            self.room = min(entries_left, segment_left, ring_left, ring_bytes_left >> BLOCK_SHIFT)
-            if privilege is Privilege.CLIENT:
-                self._settle(self.payer)
-                group_left = self.payer.room_bytes(Kind.RING) >> BLOCK_SHIFT
-                if group_left <= 0:
-                    self.room = 0
-                    return self._admit()
-                self.room = min(self.room, group_left)
+            group_left -= self.position - began  # headers, and the end of a segment
+            if group_left <= 0:
+                self.settle()
+                return self._admit() or Room.GROUP_FULL
+            room = min(entries_left, segment_left, ring_left, ring_bytes_left >> BLOCK_SHIFT)
+            self.room = min(room, group_left)
             return Room.YES
 
     def settle(self) -> None:

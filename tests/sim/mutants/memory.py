@@ -75,8 +75,8 @@ GROUPS = [
         "a group that is below its limit gets all the room that the segment has",
         "P5",
         "holdfast.writeback.log",
-        "                self.room = min(self.room, group_left)\n",
-        "",
+        "            self.room = min(room, group_left)\n",
+        "            self.room = room\n",
     ),
     Mutant(
         "pages-stay-with-the-group-before",

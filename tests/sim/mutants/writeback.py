@@ -50,8 +50,8 @@ RING_AND_LOG = [
         "a commit may run over the ring's last slot",
         "P2, P6",
         "holdfast.writeback.log",
-        "self.room = min(entries_left, segment_left, ring_left, ring_bytes_left >> BLOCK_SHIFT)",
-        "self.room = min(entries_left, segment_left, ring_left)",
+        "room = min(entries_left, segment_left, ring_left, ring_bytes_left >> BLOCK_SHIFT)",
+        "room = min(entries_left, segment_left, ring_left)",
     ),
     Mutant(
         "open-privilege-forgotten",

@@ -111,6 +111,7 @@ class Engine:
         self.checkpoint_failures = 0  # writes of a superblock or a checkpoint that failed, and were tried again or not
         self._recovered = False  # the space table is what the log says: segments may be prepared and opened
         self.opened = False
+        self._pages_wanted = False  # a checkpoint is due, because it makes pages clean that a group is to give up
         self._rows_changed = False  # a checkpoint is due, because it alone tells of that
         self.slows_all = False  # the host is under high pressure
         self.throttles = False  # some group has a limit of dirty data, or the host is under high pressure
@@ -370,8 +371,14 @@ class Engine:
     def _reclaim(self) -> None:
         """Somebody was refused memory: let caches give way, and have written what only writing can free."""
         reclaimer = self.accounts.reclaimer
+        if any(group.parent is not None and kind is Kind.READ_BUFFERS for (_, kind), group in reclaimer.short.items()):
+            # A group has used up what it may have of all kinds: what is dirty of it gives way for the buffer.
+            self.flusher.push()
+            self._pages_wanted = self.cache.dirty_pages > 0
+            self._maintenance_wanted = True
         if reclaimer.run():
             self.page_room.wake()
+            self.buffer_room.wake()
         if Kind.RING in reclaimer.io_wanted:
             self.flusher.push()
         if Kind.MAP_PAGES in reclaimer.io_wanted:
@@ -389,7 +396,7 @@ class Engine:
     def _checkpoint_due(self) -> bool:
         if self.closing or not self.opened:
             return False
-        if self._rows_changed:
+        if self._rows_changed or self._pages_wanted:
             return True
         if self.cache.dirty_pages >= self.cache.dirty_soft_limit or (self.page_room.tasks and self.cache.dirty_pages):
             return True
@@ -427,12 +434,13 @@ class Engine:
     def _checkpoint(self, *, clean: bool, epoch: int | None = None, both_slots: bool = False) -> Work:
         self._checkpoint_running = True
         self._checkpoint_position = self.log.position
-        self._rows_changed = False
+        self._rows_changed = self._pages_wanted = False
         held = self.scheduler.hold(self.checkpoint_end)
         try:
             yield from self.checkpointer.write(clean=clean, next_volume_id=self.volumes.next_id, epoch=epoch)
             if both_slots:
                 yield from self.checkpointer.write_superblock(_next_sequence(self.checkpointer.superblock))
+                self.space.free_dying()
         finally:
             held.release()
             self._checkpoint_running = False

@@ -1,7 +1,7 @@
 """Row T6 and promise 8: inside a hard memory limit the server is not killed, whatever clients do, and loses nothing.
 
-The limit is a real control group without swap, in which the kernel does not refuse memory: it kills. Four volumes, more
-than sixteen connections for a minute: fio writes at random and in sequence and verifies what it wrote, another fio
+The limit is a real control group without swap, in which the kernel does not refuse memory: it kills. Four volumes,
+sixteen connections of fio for a minute: fio writes at random and in sequence and verifies what it wrote, another fio
 reads, and clients that mean ill flood, do not read their replies, and open 256 connections.
 """
 
@@ -54,7 +54,7 @@ def group() -> Iterator[MemoryCgroup]:
         yield group
 
 
-def start_fio(tool: Tool, directory: Path, uri: str, *options: str) -> subprocess.Popen[str]:
+def start_fio(tool: Tool, directory: Path, uri: str, connections: int, *options: str) -> subprocess.Popen[str]:
     # A fio whose connection is refused may say so for ever: its output is bounded.
     words = [
         "timeout",
@@ -63,7 +63,7 @@ def start_fio(tool: Tool, directory: Path, uri: str, *options: str) -> subproces
         "--name=limit",
         "--ioengine=nbd",
         f"--uri={uri}",
-        "--numjobs=4",
+        f"--numjobs={connections}",
         "--group_reporting=1",
     ]
     return subprocess.Popen(
@@ -88,15 +88,15 @@ def test_nobody_is_killed_and_everything_acknowledged_is_there(tool: Tool, tmp_p
         ):
             jobs = [
                 start_fio(
-                    tool, tmp_path, server.uri("random"), "--rw=randwrite", "--bs=4k", "--norandommap=1", "--iodepth=1",
-                    "--rate=2m", f"--io_size={2 * SECONDS}M", *spread, *verify,
+                    tool, tmp_path, server.uri("random"), 4, "--rw=randwrite", "--bs=4k", "--norandommap=1",
+                    "--iodepth=1", "--rate=2m", f"--io_size={2 * SECONDS}M", *spread, *verify,
                 ),
                 start_fio(
-                    tool, tmp_path, server.uri("sequential"), "--rw=write", "--bs=64k", "--iodepth=8", "--rate=4m",
+                    tool, tmp_path, server.uri("sequential"), 4, "--rw=write", "--bs=64k", "--iodepth=8", "--rate=4m",
                     f"--io_size={4 * SECONDS}M", *spread, *verify,
                 ),
                 start_fio(
-                    tool, tmp_path, server.uri("reads"), "--rw=randrw", "--bs=16k", "--iodepth=4", "--rate=4m,1m",
+                    tool, tmp_path, server.uri("reads"), 8, "--rw=randrw", "--bs=16k", "--iodepth=4", "--rate=2m,500k",
                     "--time_based", f"--runtime={SECONDS}", *spread,
                 ),
             ]  # fmt: skip

@@ -9,7 +9,7 @@ States of a segment:
     DYING    no live block at the last checkpoint; free once one more checkpoint is durable
 
 Why DYING: both superblock slots must stay usable. The older slot's map may still refer to the segment, and roll-forward
-from it may still need its commits, until a second checkpoint has replaced that slot.
+from it may still need its commits, until a second checkpoint has replaced that slot, or the same one is in both.
 
 `live` counts, for each segment, the stored blocks that something refers to: data by a map, pages by a map, table blocks
 by the index. While a commit is open its blocks are not counted yet, so `live` of the open segment can be below zero for
@@ -205,11 +205,17 @@ class SpaceTable:
 
         `dead_at_checkpoint` is a column: sealed before the checkpoint's position, without a live block at it.
         """
+        freed = self.free_dying()
+        self.state[(self.state == SEALED) & dead_at_checkpoint] = DYING
+        return freed
+
+    def free_dying(self) -> int:
+        """Both superblock slots lead to the checkpoint at which these were dead: nothing refers to them any more.
+        Returns how many came free."""
         coming_free = np.flatnonzero(self.state == DYING).tolist()
         for segment in coming_free:
             self.state[segment] = FREE
             self.free.append(segment)
-        self.state[(self.state == SEALED) & dead_at_checkpoint] = DYING
         return len(coming_free)
 
     def counts(self) -> dict[str, int]:

@@ -124,7 +124,7 @@ class WaitingReads:
     def _read(self, cookie: int, flags: int, offset: int, length: int) -> Work:
         outgoing = self.outgoing
         chunked = outgoing.structured and not flags & CMD_FLAG_DF
-        if length > WHOLE_READ_BYTES_MAX and not chunked:
+        if length > self._within_limit(WHOLE_READ_BYTES_MAX) and not chunked:
             yield from self._read_twice(cookie, offset, length)
             return
         at = 0
@@ -162,6 +162,10 @@ class WaitingReads:
     @property
     def payer(self) -> Group:
         return self._payer or self.volume.group.memory
+
+    def _within_limit(self, most: int) -> int:
+        """At most a quarter of what the group may have: a buffer that is larger would never come free."""
+        return min(most, self.payer.limit_bytes >> 2)
 
     def _read_piece(self, offset: int, count: int, payer: Group) -> Work:
         """Read `count` bytes once the client takes replies; returns (buffer, errno, first bad offset). The caller gives
@@ -213,7 +217,7 @@ class WaitingReads:
                 outgoing.begin_exclusive(outgoing.read_header(cookie, offset, length, final=True))
             at = 0
             while at < length:
-                count = _piece(offset, at, length, TWICE_PIECE_BYTES)
+                count = _piece(offset, at, length, self._within_limit(TWICE_PIECE_BYTES))
                 payer = self.payer
                 buffer, errno, where = yield from self._read_piece(offset + at, count, payer)
                 if errno:

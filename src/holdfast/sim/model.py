@@ -143,9 +143,10 @@ class Model:
                 continue
             for index in range(len(chain) - 1, -1, -1):
                 version = chain[index]
-                if version.ended <= moment:
+                # What was found not to be there in the end may have been for a while; that it was is not known.
+                if version.ended <= moment and not version.doubtful:
                     version.safe = True
-                    if index:
+                    if index > self._blurred.get(key, -1):
                         # What is older can neither be read nor recovered any more, save by a read under way.
                         self._blurred.pop(key, None)
                     if index == len(chain) - 1:

@@ -25,6 +25,7 @@ from holdfast.nbd.protocol import (
 )
 from holdfast.sim.changes import Changes, Part
 from holdfast.sim.client import Answer, SimClient
+from holdfast.sim.faults import FLIP
 from holdfast.sim.model import ZERO, Key, Model
 from holdfast.sim.operator import Operator
 from holdfast.sim.prng import stream
@@ -163,7 +164,12 @@ class Workload:
 
     def _tolerant(self) -> bool:
         """True if an errno may be answered: something fails now, or did when the request was sent."""
-        return self._excused or self.world.faults.failing() or self.swarm.damage
+        return self._excused or self.world.faults.failing() or self.swarm.damage or self._is_lost()
+
+    def _is_lost(self) -> bool:
+        """True while a volume says that accepted data is lost: a misreading was taken for that, while faults struck."""
+        misread = any(kind == FLIP for _point, kind, _rate in self.swarm.faults)
+        return misread and any(volume.loss_open for volume in self.world.engine.volumes.by_id.values())
 
     def _range(self, client: SimClient, length_max: int = 0) -> tuple[int, int]:
         """Somewhere in the regions of a volume, with sizes and alignments of all sorts."""

@@ -21,6 +21,7 @@ import logging
 from collections.abc import Callable
 
 from holdfast.errors import (
+    CorruptionError,
     DiskError,
     HoldfastError,
     NoSpaceError,
@@ -217,7 +218,11 @@ class Volumes:
 
     def _acknowledge(self, volume: Volume) -> Work:
         for lba in list(volume.damaged):
-            yield from self._writer.give_up(volume, lba)
+            try:
+                yield from self._writer.give_up(volume, lba)
+            except (CorruptionError, DiskError) as error:
+                # Its place in the map cannot be reached: should it be read again after a restart, it is news again.
+                log_output.warning("block %d of volume %s is not given up: %s", lba, volume.name, error)
         volume.loss_acknowledged = volume.loss_epoch
         yield from self._checkpoint()
 

@@ -75,6 +75,8 @@ SURVIVORS = {
     "requests-of-the-gone": "a client must vanish between two parts of one batch: one in some thousand seeds",
     "first-superblock-trusted": "two deaths within a few effects of a pool's making, one in 100,000 seeds: "
     "tests/engine/test_lost_slot.py",
+    "acknowledgement-destroys": "a block must be found damaged that is not, and be acknowledged before it is read "
+    "again: tests/engine/test_losses_and_policies.py",
     "dirt-of-the-payer-before": "that a group has enough is all that the simulator sees, not whose each block is: "
     "tests/engine/test_groups.py",
     "withdrawn-slots-still-counted": "the maps of a run must need every page just while the host has some of them: "

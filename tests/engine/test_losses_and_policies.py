@@ -141,6 +141,16 @@ def test_what_was_overwritten_meanwhile_is_not_given_up(world: World, lost: SimC
     assert bytes(ask(world, connect(world, "disk0"), CMD_READ, BLOCK, BLOCK).data) == block(8)
 
 
+def test_what_reads_well_again_is_not_given_up(world: World, lost: SimClient) -> None:
+    """The medium had been misread."""
+    volume = world.engine.by_name["disk0"]
+    assert ask(world, lost, CMD_READ, BLOCK, BLOCK).errno == EIO
+    damage(world, volume, 1)  # once more: as it was
+    assert acknowledge(world, 1) is volume
+    assert volume.damaged == {}
+    assert bytes(ask(world, lost, CMD_READ, BLOCK, BLOCK).data) == block(1)
+
+
 def test_a_loss_is_acknowledged_only_once_that_is_durable(world: World, lost: SimClient) -> None:
     assert ask(world, lost, CMD_READ, BLOCK, BLOCK).errno == EIO
     world.faults.turn_on("write superblock", "EIO", 1.0)

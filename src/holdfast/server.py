@@ -29,6 +29,7 @@ from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, Grou
 from holdfast.control.http import MetricsConnection
 from holdfast.engine import Engine
 from holdfast.errors import DiskError, HoldfastError, RequestError, Resource, log_fields
+from holdfast.pool.tables import GroupLimits
 from holdfast.runtime.buffers import aligned_buffer
 from holdfast.runtime.fault import FaultRule
 from holdfast.runtime.host import resident_bytes
@@ -42,7 +43,7 @@ from holdfast.serving.pool import PoolOptions, ServedPool
 from holdfast.serving.settings import group_limits, volume_settings
 from holdfast.serving.status import group_info, pool_status, statistics, volume_info, wait_list
 from holdfast.units import BLOCK_SHIFT, format_size
-from holdfast.volume.groups import GroupLimits, TenantGroup
+from holdfast.volume.groups import TenantGroup
 from holdfast.volume.volume import Volume
 
 log_output = logging.getLogger("holdfast.server")

@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -143,7 +143,7 @@ def writer_at_the_limit_of_dirty_data(server: RunningServer) -> Iterator[None]:
         writer.join()
 
 
-Disturbance = Callable[[RunningServer], object]
+Disturbance = Callable[[RunningServer], AbstractContextManager[None]]
 DISTURBANCES = [
     (client_that_has_stopped_reading, CHANGE_MAX),
     (writer_at_the_limit_of_space, CHANGE_MAX),
@@ -157,7 +157,7 @@ def test_another_group_hardly_notices(stage: Stage, disturbance: Disturbance, la
     alone, beside = Figures(), Figures()
     for number in range(ROUNDS_MAX):
         stage.measure(alone)
-        with disturbance(stage.server):  # type: ignore[attr-defined]
+        with disturbance(stage.server):
             stage.measure(beside)
         throughput, latency = change(alone.iops, beside.iops), change(alone.p99_us, beside.p99_us)
         if number + 1 >= ROUNDS_MIN and throughput > -CHANGE_MAX and latency < latency_max:

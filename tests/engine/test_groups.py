@@ -12,13 +12,13 @@ import pytest
 from holdfast.errors import DiskError, HoldfastError, NoSpaceError, NotFoundError, RequestError, RetryError
 from holdfast.memory.group import Kind
 from holdfast.nbd.protocol import CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE
-from holdfast.pool.tables import VolumeRow
+from holdfast.pool.tables import GroupLimits, VolumeRow
 from holdfast.runtime.ports import WRITE
 from holdfast.sim.accounts import check_accounts
 from holdfast.sim.client import Answer, SimClient
 from holdfast.sim.world import World
 from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
-from holdfast.volume.groups import GroupLimits, TenantGroup
+from holdfast.volume.groups import TenantGroup
 from holdfast.volume.settings import VolumeSettings
 from holdfast.work.task import Work
 from tests.engine.helpers import HoldingWorld, ask, block, connect, create, leave, new_world
@@ -122,7 +122,7 @@ def test_each_pays_for_what_it_has_written_itself(world: HoldingWorld) -> None:
         for client, count in zip(clients, (1, 3), strict=True):
             answer = client.send(CMD_WRITE, number * 4 * BLOCK_SIZE_BYTES, payload=block(2) * count)
             world.loop.turn_again()
-            assert world.go_on(10_000_000, lambda answer=answer: answer.ready)  # type: ignore[misc]
+            assert world.go_on(10_000_000, partial(getattr, answer, "ready"))
     headers = 2
     assert 20 <= dirty_bytes(world, groups[0]) // BLOCK_SIZE_BYTES <= 20 + headers
     assert 60 <= dirty_bytes(world, groups[1]) // BLOCK_SIZE_BYTES <= 60 + headers

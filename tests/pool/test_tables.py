@@ -8,6 +8,7 @@ import pytest
 
 from holdfast.errors import CorruptionError
 from holdfast.pool.tables import (
+    GroupLimits,
     GroupRow,
     VolumeRow,
     decode_volume_table,
@@ -40,7 +41,7 @@ def test_policies_losses_and_groups_come_back() -> None:
         row("disk0"), group_id=65535, on_full=1, on_error=1, read_only=2, loss_epoch=65535, loss_open=True
     )
     limits = {"memory_bytes": 1 << 40, "dirty_bytes": 5, "space_bytes": 6, "dirty_min_bytes": 7, "map_min_bytes": 8}
-    groups = [GroupRow(9, "tenant", **limits, uid=1000, cgroup="/a/" + "b" * 189), GroupRow(1, "x" * 64)]
+    groups = [GroupRow(9, "tenant", GroupLimits(**limits, uid=1000, cgroup="/a/" + "b" * 189)), GroupRow(1, "x" * 64)]
     assert decode_volume_table(encode_volume_table([volume], groups)) == ([volume], groups)
 
 

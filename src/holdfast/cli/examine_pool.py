@@ -13,13 +13,13 @@ from pathlib import Path
 
 from holdfast.cli.finding import BAD, OK, WARN, Finding
 from holdfast.cli.locate import is_pool
+from holdfast.cli.output import format_held_back
 from holdfast.control.client import ControlClient
 from holdfast.errors import HoldfastError
-from holdfast.runtime.host import filesystem_type
+from holdfast.runtime.host import IN_MEMORY, filesystem_type
 from holdfast.units import GIB, format_size
 
-# Filesystems on memory lose the pool with the power; network ones answer neither O_DIRECT nor fdatasync as disks do.
-_VOLATILE = frozenset({"tmpfs", "ramfs"})
+# Network filesystems answer neither O_DIRECT nor fdatasync as disks do.
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs"})
 
 
@@ -59,13 +59,7 @@ def _held_back(pool: Path) -> Iterator[Finding]:
         yield Finding(subject="server", state=WARN, found=str(error))
         return
     for caller in reserved:
-        amounts = (
-            f"{caller.segments} segments" if caller.segments else "",
-            f"{format_size(caller.ring_bytes)} of the ring" if caller.ring_bytes else "",
-            f"{format_size(caller.staging_bytes)} of memory" if caller.staging_bytes else "",
-        )
-        found = ", ".join(filter(None, amounts))
-        yield Finding(subject=f"held back: {caller.name}", state=OK, found=found, why=caller.why)
+        yield Finding(subject=f"held back: {caller.name}", state=OK, found=format_held_back(caller), why=caller.why)
 
 
 def _filesystem(directory: Path) -> Iterator[Finding]:
@@ -77,7 +71,7 @@ def _filesystem(directory: Path) -> Iterator[Finding]:
 
 def _filesystem_kind(directory: Path, kind: str) -> Finding:
     found = f"{kind} at {directory}"
-    if kind in _VOLATILE:
+    if kind in IN_MEMORY:
         return Finding(
             subject="filesystem",
             state=WARN,

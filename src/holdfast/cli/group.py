@@ -9,7 +9,7 @@ import click
 
 from holdfast.cli.command import CommandError, LazyGroup, ManualCommand
 from holdfast.cli.locate import GROUP, POOL, PoolPath, SizeType, convert_or_fail, open_pool
-from holdfast.cli.output import print_json, print_table
+from holdfast.cli.output import format_used, print_json, print_table
 from holdfast.control.group_api import (
     ChangeGroup,
     CreateGroup,
@@ -187,9 +187,9 @@ def list_(pool: PoolPath, as_json: bool) -> None:
             (
                 group.name,
                 str(len(group.volumes)),
-                _of(group.mapped_bytes, group.space_bytes),
-                _of(group.usage.get("ring", 0), group.dirty_bytes),
-                _of(sum(group.usage.values()), group.memory_bytes),
+                format_used(group.mapped_bytes, group.space_bytes),
+                format_used(group.usage.get("ring", 0), group.dirty_bytes),
+                format_used(sum(group.usage.values()), group.memory_bytes),
                 f"{group.throttled_s:.1f}s",
             )
             for group in groups
@@ -237,20 +237,16 @@ def _show(info: GroupInfo, as_json: bool, title: str) -> None:
     refused = ", ".join(f"{kind} {count}" for kind, count in info.refusals.items() if count)
     for name, value in (
         ("name", info.name),
-        ("memory", _of(sum(info.usage.values()), info.memory_bytes) + (f" ({used})" if used else "")),
-        ("dirty", _of(info.usage.get("ring", 0), info.dirty_bytes) + _sure(info, info.dirty_min_bytes)),
+        ("memory", format_used(sum(info.usage.values()), info.memory_bytes) + (f" ({used})" if used else "")),
+        ("dirty", format_used(info.usage.get("ring", 0), info.dirty_bytes) + _sure(info, info.dirty_min_bytes)),
         ("map", format_size(info.usage.get("map_pages", 0)) + _sure(info, info.map_min_bytes)),
-        ("space", _of(info.mapped_bytes, info.space_bytes)),
+        ("space", format_used(info.mapped_bytes, info.space_bytes)),
         ("peers", ", ".join(_peers(info)) or "none by name: who uses its volumes"),
         ("throttled", f"{info.throttled_s:.1f} s"),
         ("refused", refused or "nothing"),
         ("volumes", ", ".join(info.volumes) or "none"),
     ):
         click.echo(f"{name:<9}  {value}")
-
-
-def _of(used_bytes: int, limit_bytes: int) -> str:
-    return f"{format_size(used_bytes)} of {format_size(limit_bytes)}" if limit_bytes else format_size(used_bytes)
 
 
 def _sure(info: GroupInfo, minimum_bytes: int) -> str:

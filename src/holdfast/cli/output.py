@@ -9,6 +9,9 @@ from typing import Literal
 import click
 import msgspec
 
+from holdfast.control.api import MustSucceedInfo
+from holdfast.units import format_size
+
 # A name may have 255 characters; a few such would leave no room for the other columns.
 _NAME_LENGTH_MAX = 40
 
@@ -16,6 +19,21 @@ _NAME_LENGTH_MAX = 40
 def shorten(name: str) -> str:
     """A name as a table shows it. Where it must be whole (JSON, URIs, single values) it is not shortened."""
     return name if len(name) <= _NAME_LENGTH_MAX else name[: _NAME_LENGTH_MAX - 3] + "..."
+
+
+def format_used(used_bytes: int, limit_bytes: int) -> str:
+    """An amount, and of how much, where there is a limit."""
+    return f"{format_size(used_bytes)} of {format_size(limit_bytes)}" if limit_bytes else format_size(used_bytes)
+
+
+def format_held_back(caller: MustSucceedInfo) -> str:
+    """What is held back for a caller that must not fail."""
+    amounts = (
+        f"{caller.segments} segments" if caller.segments else "",
+        f"{format_size(caller.ring_bytes)} of the ring" if caller.ring_bytes else "",
+        f"{format_size(caller.staging_bytes)} of memory" if caller.staging_bytes else "",
+    )
+    return ", ".join(filter(None, amounts))
 
 
 def print_json(value: object) -> None:

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from holdfast.cli.command import CommandError, ManualCommand
 from holdfast.cli.locate import POOL, PoolPath, is_pool
-from holdfast.cli.output import format_columns, print_json, shorten
+from holdfast.cli.output import format_columns, format_held_back, format_used, print_json, shorten
 from holdfast.control.api import MemoryUse, PoolStatus, Statistics, VolumeInfo, WaitInfo, WaitList
 from holdfast.control.client import ControlClient
 from holdfast.control.group_api import GroupInfo
@@ -193,9 +193,9 @@ def pool_screen(look: Snapshot, rate: dict[str, float]) -> Screen:
             (
                 shorten(group.name),
                 str(len(group.volumes)),
-                _of(group.mapped_bytes, group.space_bytes),
-                _of(group.usage.get("ring", 0), group.dirty_bytes),
-                _of(sum(group.usage.values()), group.memory_bytes),
+                format_used(group.mapped_bytes, group.space_bytes),
+                format_used(group.usage.get("ring", 0), group.dirty_bytes),
+                format_used(sum(group.usage.values()), group.memory_bytes),
                 f"{group.throttled_s:.1f}s",
                 str(sum(group.refusals.values())),
             )
@@ -206,26 +206,9 @@ def pool_screen(look: Snapshot, rate: dict[str, float]) -> Screen:
     return Screen(lines, [table for table in (groups, volumes) if table.rows])
 
 
-def _of(used_bytes: int, limit_bytes: int) -> str:
-    return f"{format_size(used_bytes)} of {format_size(limit_bytes)}" if limit_bytes else format_size(used_bytes)
-
-
 def _reserve(memory: MemoryUse) -> str:
     """What is held back for those who must not fail."""
-    parts = [
-        f"{caller.name}: "
-        + ", ".join(
-            filter(
-                None,
-                (
-                    f"{caller.segments} segments" if caller.segments else "",
-                    f"{format_size(caller.ring_bytes)} of the ring" if caller.ring_bytes else "",
-                    f"{format_size(caller.staging_bytes)} of memory" if caller.staging_bytes else "",
-                ),
-            )
-        )
-        for caller in memory.reserved
-    ]
+    parts = [f"{caller.name}: {format_held_back(caller)}" for caller in memory.reserved]
     return "; ".join(parts) or "-"
 
 

@@ -148,10 +148,6 @@ class Group:
         sure = max(0, self.minimums[kind] - self.usage[kind])
         return min(room, sure + max(0, self.parent.room_bytes(kind)))
 
-    def is_short(self, kind: Kind) -> bool:
-        """True if this very node, not one above it, has no room of a kind."""
-        return self.usage[kind] >= self.limits[kind] or self.total_bytes >= self.limit_bytes
-
     # ---- limits
 
     def set_minimum(self, kind: Kind, minimum_bytes: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from holdfast.errors import ShortageError
 from holdfast.memory.context import Context
-from holdfast.memory.group import KIND_NAMES, Group, Kind
+from holdfast.memory.group import KIND_NAMES, UNLIMITED_BYTES, Group, Kind
 from holdfast.units import format_size
 
 NEVER_NS = 1 << 63  # a deadline that does not come
@@ -36,13 +36,26 @@ def obtain(
     room: object,
     until_ns: int,
     now_ns: Callable[[], int],
+    first: bool = False,
 ) -> Generator[Any, Any, None]:
-    """Charge, waiting for `room` (a Waitlist) until `until_ns` (a task's work). Raises ShortageError after that."""
+    """Charge, waiting for `room` (a Waitlist) until `until_ns` (a task's work). Raises ShortageError after that.
+
+    `first`: a group that has nothing of this kind gets it although it is at its limit of all kinds, if the server has
+    it: what else the group has used its memory for may wait for this very charge.
+    """
     while True:
         refuser = group.try_charge(kind, count_bytes, context)
         if refuser is None:
+            return
+        if first and _is_the_first(group, kind, count_bytes):
+            group.charge(kind, count_bytes)
             return
         if until_ns != NEVER_NS and now_ns() >= until_ns:
             raise refused(refuser, kind, count_bytes)
         assert context.may_wait, f"{context.name} waits for memory"
         yield room
+
+
+def _is_the_first(group: Group, kind: Kind, count_bytes: int) -> bool:
+    limited = group.limit_bytes < UNLIMITED_BYTES
+    return limited and not group.usage[kind] and group.root.room_bytes(kind) >= count_bytes

@@ -95,9 +95,17 @@ class VolumeRow:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupRow:
-    group_id: int
-    name: str
+class GroupLimits:
+    """Bytes; 0: no limit, or nothing that the group is sure of.
+
+    memory_bytes    of all kinds together
+    dirty_bytes     of the ring
+    space_bytes     that its volumes may map together
+    dirty_min_bytes, map_min_bytes    of the ring and of map pages that nobody else can have
+    uid             peers on Unix sockets with this uid are charged here; NO_UID: none
+    cgroup          likewise peers whose control group is this, or below it; "": none
+    """
+
     memory_bytes: int = 0
     dirty_bytes: int = 0
     space_bytes: int = 0
@@ -105,6 +113,16 @@ class GroupRow:
     map_min_bytes: int = 0
     uid: int = NO_UID
     cgroup: str = ""
+
+    def same_minimums(self, other: GroupLimits) -> bool:
+        return (self.dirty_min_bytes, self.map_min_bytes) == (other.dirty_min_bytes, other.map_min_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    group_id: int
+    name: str
+    limits: GroupLimits = GroupLimits()
 
 
 def encode_volume_table(rows: Iterable[VolumeRow], groups: Iterable[GroupRow] = ()) -> bytes:
@@ -134,16 +152,17 @@ def _encode_volume(row: VolumeRow) -> bytes:
 
 
 def _encode_group(row: GroupRow) -> bytes:
-    name, cgroup = row.name.encode(), row.cgroup.encode()
+    limits = row.limits
+    name, cgroup = row.name.encode(), limits.cgroup.encode()
     return _GROUP_ROW.pack(
         row.group_id,
         FLAG_GROUP,
-        row.memory_bytes,
-        row.dirty_bytes,
-        row.space_bytes,
-        row.dirty_min_bytes,
-        row.map_min_bytes,
-        row.uid,
+        limits.memory_bytes,
+        limits.dirty_bytes,
+        limits.space_bytes,
+        limits.dirty_min_bytes,
+        limits.map_min_bytes,
+        limits.uid,
         len(name),
         len(cgroup),
         name,
@@ -195,9 +214,7 @@ def _decode_group(raw: bytes, at: int) -> GroupRow:
     group_id, _flags, memory, dirty, space, dirty_min, map_min, uid, name_length, cgroup_length, name, cgroup = (
         _GROUP_ROW.unpack_from(raw, at)
     )
-    return GroupRow(
-        group_id=group_id,
-        name=_text(name[:name_length], f"the name of group {group_id}"),
+    limits = GroupLimits(
         memory_bytes=memory,
         dirty_bytes=dirty,
         space_bytes=space,
@@ -206,6 +223,7 @@ def _decode_group(raw: bytes, at: int) -> GroupRow:
         uid=uid,
         cgroup=_text(cgroup[:cgroup_length], f"the control group of group {group_id}"),
     )
+    return GroupRow(group_id, _text(name[:name_length], f"the name of group {group_id}"), limits)
 
 
 def _text(raw: bytes, what: str) -> str:

@@ -121,25 +121,22 @@ def own_memory_group(proc: Path = PROC) -> tuple[Path, int]:
 def cgroup_of(pid: int, proc: Path = PROC) -> str:
     """The path of the memory control group that a process is in, as its kernel calls it; "" if that cannot be read."""
     try:
-        text = (proc / f"{pid}/cgroup").read_text()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        paths = dict(_groups_of(str(pid), proc))
+    except (ProcessLookupError, PermissionError):
         return ""  # it has ended, or is in another namespace
-    unified = ""
-    for line in text.splitlines():
-        number, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            return path
-        if number == "0" and not controllers:
-            unified = path
-    return unified
+    return paths.get(1) or paths.get(2, "")
 
 
 def _own_groups(proc: Path) -> Iterator[tuple[int, str]]:
-    """(version, path) of the groups of this process that may limit memory, from lines `id:controllers:path`."""
+    return _groups_of("self", proc)
+
+
+def _groups_of(process: str, proc: Path) -> Iterator[tuple[int, str]]:
+    """(version, path) of the groups of a process that may limit memory, from lines `id:controllers:path`."""
     try:
-        text = (proc / "self/cgroup").read_text()
+        text = (proc / process / "cgroup").read_text()
     except FileNotFoundError:
-        return  # a kernel without control groups
+        return  # a kernel without control groups, or a process that has ended
     for line in text.splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers:
@@ -237,7 +234,7 @@ def filesystem_type(directory: Path) -> str:
     best_length, best_kind = -1, "unknown"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
-        mount_point = Path(before.split(" ")[4].replace("\\040", " "))
+        mount_point = Path(_unescape(before.split(" ")[4]))
         if directory.is_relative_to(mount_point) and len(str(mount_point)) >= best_length:
             best_length, best_kind = len(str(mount_point)), after.split(" ")[0]
     return best_kind

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from holdfast.control.api import ChangeVolume, CreateVolume, PoolStatus, VolumeInfo, VolumeRemoved
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
 from holdfast.errors import HoldfastError
+from holdfast.pool.tables import GroupLimits
 from holdfast.runtime.loop import EventLoop
 from holdfast.serving.pool import PoolOptions, ServedPool
 from holdfast.serving.settings import group_limits, volume_settings
 from holdfast.serving.status import group_info, pool_status, volume_info
-from holdfast.volume.groups import GroupLimits, TenantGroup
+from holdfast.volume.groups import TenantGroup
 from holdfast.volume.volume import Volume
 
 Begin = Callable[[Callable[[object], None]], None]

@@ -7,8 +7,7 @@ from msgspec import UNSET
 from holdfast.control.api import ChangeVolume, CreateVolume
 from holdfast.control.group_api import ChangeGroup, validate_cgroup, validate_group
 from holdfast.engine import Engine
-from holdfast.pool.tables import NO_UID
-from holdfast.volume.groups import GroupLimits
+from holdfast.pool.tables import NO_UID, GroupLimits
 from holdfast.volume.settings import VolumeSettings
 from holdfast.volume.volume import OnError, OnFull, ReadOnly
 

@@ -22,7 +22,8 @@ from collections.abc import Callable
 from holdfast.engine import Engine
 from holdfast.errors import HoldfastError
 from holdfast.memory.context import CLIENT
-from holdfast.memory.group import UNLIMITED_BYTES, Group, Kind
+from holdfast.memory.group import Group, Kind
+from holdfast.memory.policy import NEVER_NS, obtain
 from holdfast.nbd import replies
 from holdfast.nbd.protocol import CMD_FLAG_DF, CMD_FLAG_REQ_ONE, STATE_HOLE, STATE_ZERO
 from holdfast.pool.block import first_mismatch
@@ -166,15 +167,6 @@ class WaitingReads:
         """At most a quarter of what the group may have: a buffer that is larger would never come free."""
         return min(most, self.payer.limit_bytes >> 2)
 
-    def _may_have_one(self, payer: Group, count: int) -> bool:
-        """A group at its limit gets one buffer all the same, if the server has one: what else it has used its memory
-        for, as replies that are kept back, may wait for this very read."""
-        return (
-            payer.limit_bytes < UNLIMITED_BYTES
-            and not payer.usage[Kind.READ_BUFFERS]
-            and payer.root.room_bytes(Kind.READ_BUFFERS) >= count
-        )
-
     def _read_piece(self, offset: int, count: int, payer: Group) -> Work:
         """Read `count` bytes once the client takes replies; returns (buffer, errno, first bad offset). The caller gives
         the `count` bytes back to `payer` with `_release`, unless there was an error."""
@@ -183,11 +175,16 @@ class WaitingReads:
             if outgoing.blocked:
                 yield outgoing.room
                 continue
-            while payer.try_charge(Kind.READ_BUFFERS, count, CLIENT) is not None:
-                if self._may_have_one(payer, count):
-                    payer.charge(Kind.READ_BUFFERS, count)
-                    break
-                yield engine.buffer_room
+            yield from obtain(
+                payer,
+                Kind.READ_BUFFERS,
+                count,
+                CLIENT,
+                room=engine.buffer_room,
+                until_ns=NEVER_NS,
+                now_ns=engine.clock.now_ns,
+                first=True,
+            )
             if self.outgoing.blocked:  # meanwhile
                 self._release(payer, count)
                 continue

@@ -12,9 +12,10 @@ from typing import Any
 from holdfast.errors import HoldfastError
 from holdfast.memory.group import Kind
 from holdfast.memory.reclaim import Pressure
+from holdfast.pool.tables import GroupLimits
 from holdfast.sim.world import World
 from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
-from holdfast.volume.groups import DEFAULT_GROUP, GroupLimits, TenantGroup
+from holdfast.volume.groups import DEFAULT_GROUP, TenantGroup
 from holdfast.volume.settings import VolumeSettings
 from holdfast.volume.volume import Volume
 

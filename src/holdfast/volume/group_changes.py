@@ -13,8 +13,8 @@ from contextlib import suppress
 from holdfast.errors import HoldfastError, RequestError, RetryError
 from holdfast.memory.accounts import Accounts
 from holdfast.memory.group import Kind
-from holdfast.pool.tables import CGROUP_BYTES_MAX, GROUP_NAME_BYTES_MAX, GroupRow
-from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, GroupLimits, TenantGroup, check_limits, limits_of
+from holdfast.pool.tables import CGROUP_BYTES_MAX, GROUP_NAME_BYTES_MAX, GroupLimits, GroupRow
+from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, TenantGroup, check_limits
 from holdfast.volume.volumes import Volumes
 from holdfast.work.task import Scheduler, Work, guarded
 
@@ -66,7 +66,7 @@ class Groups:
                 group = TenantGroup(row.group_id, row.name, self._accounts.make_group(row.name))
                 directory.add(group)
             try:
-                group.keep_limits(limits_of(row))
+                group.keep_limits(row.limits)
             except RequestError as error:
                 log_output.warning("%s; it is sure of nothing until a server with more --memory has the pool", error)
         self._limits_changed()

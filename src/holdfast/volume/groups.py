@@ -7,12 +7,10 @@ volume's. What stays when the issuer is gone is charged to the volume's group: s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from holdfast.errors import NotFoundError, RequestError
 from holdfast.memory.group import UNLIMITED_BYTES, Group, Kind
 from holdfast.memory.throttle import limit_dirty
-from holdfast.pool.tables import NO_UID, GroupRow
+from holdfast.pool.tables import NO_UID, GroupLimits, GroupRow
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, KIB, MIB, format_size
 
 DEFAULT_GROUP = "default"
@@ -20,30 +18,6 @@ GROUPS_MAX = 1000
 GROUP_MEMORY_BYTES_MIN = 1 * MIB  # some paths of four pages, and a request
 DIRTY_BYTES_MIN = 256 * KIB
 UNLIMITED_BLOCKS = 1 << 60  # more than any volume has
-
-
-@dataclass(frozen=True, slots=True)
-class GroupLimits:
-    """Bytes; 0: no limit, or nothing that the group is sure of.
-
-    memory_bytes    of all kinds together
-    dirty_bytes     of the ring
-    space_bytes     that its volumes may map together
-    dirty_min_bytes, map_min_bytes    of the ring and of map pages that nobody else can have
-    uid             peers on Unix sockets with this uid are charged here; NO_UID: none
-    cgroup          likewise peers whose control group is this, or below it; "": none
-    """
-
-    memory_bytes: int = 0
-    dirty_bytes: int = 0
-    space_bytes: int = 0
-    dirty_min_bytes: int = 0
-    map_min_bytes: int = 0
-    uid: int = NO_UID
-    cgroup: str = ""
-
-    def same_minimums(self, other: GroupLimits) -> bool:
-        return (self.dirty_min_bytes, self.map_min_bytes) == (other.dirty_min_bytes, other.map_min_bytes)
 
 
 class TenantGroup:
@@ -123,30 +97,7 @@ class TenantGroup:
 
     def row(self) -> GroupRow:
         """The group as the volume table stores it."""
-        limits = self.limits
-        return GroupRow(
-            group_id=self.group_id,
-            name=self.name,
-            memory_bytes=limits.memory_bytes,
-            dirty_bytes=limits.dirty_bytes,
-            space_bytes=limits.space_bytes,
-            dirty_min_bytes=limits.dirty_min_bytes,
-            map_min_bytes=limits.map_min_bytes,
-            uid=limits.uid,
-            cgroup=limits.cgroup,
-        )
-
-
-def limits_of(row: GroupRow) -> GroupLimits:
-    return GroupLimits(
-        memory_bytes=row.memory_bytes,
-        dirty_bytes=row.dirty_bytes,
-        space_bytes=row.space_bytes,
-        dirty_min_bytes=row.dirty_min_bytes,
-        map_min_bytes=row.map_min_bytes,
-        uid=row.uid,
-        cgroup=row.cgroup,
-    )
+        return GroupRow(self.group_id, self.name, self.limits)
 
 
 def check_limits(limits: GroupLimits) -> None:

@@ -258,7 +258,7 @@ class Log:
 
     def _settle(self, next_group: Group) -> None:
         """The same, and what comes now is `next_group`'s."""
-        self.dirty.settle(self.position, self._billed)
+        self.settle()
         self._billed = next_group
 
     def _admit(self) -> Room:

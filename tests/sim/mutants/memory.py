@@ -99,8 +99,8 @@ GROUPS = [
         "the limits of a group are forgotten with the server",
         "P5",
         "holdfast.pool.tables",
-        "        row.dirty_bytes,\n        row.space_bytes,\n",
-        "        0,\n        row.space_bytes,\n",
+        "        limits.dirty_bytes,\n        limits.space_bytes,\n",
+        "        0,\n        limits.space_bytes,\n",
     ),
     Mutant(
         "member-not-stored",

@@ -4,7 +4,9 @@ The other group's load is measured alone and beside each disturbance in turn, ma
 machine does falls on both alike; the medians are compared. While they differ by more than they may, more rounds are
 taken, up to a limit: a real difference stays.
 
-Two of the disturbers are stuck: they cost the other nothing. The third goes on writing, as fast as its limit of dirty
+Two of the disturbers are stuck: they cost the other nothing. What the writer wrote until it was stuck went through the
+ring, whose blocks the other would have read from memory; so with these two each measurement begins with a run that is
+not counted, and finds the ring as the other alone has left it. The third goes on writing, as fast as its limit of dirty
 data lets it; it shares the disk with the other, whose reads wait for its writes now and then. So the other keeps its
 throughput, and of its slowest requests it is only held that they stay within a few times of what they were.
 """
@@ -20,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,16 +62,22 @@ class Stage:
     fio: str
     directory: Path
 
-    def measure(self, into: Figures) -> None:
+    def measure(self, into: Figures, *, stuck: bool) -> None:
+        if stuck:
+            self._run()
+        job = self._run()
+        into.iops.append(job["read"]["iops"] + job["write"]["iops"])
+        into.p99_us.append(max(job[way]["clat_ns"]["percentile"]["99.000000"] for way in ("read", "write")) / 1000)
+
+    def _run(self) -> Any:
+        """The same requests each time: the seeds of fio are fixed."""
         command = [
             self.fio, "--name=quiet", "--ioengine=nbd", f"--uri={self.server.uri('quiet')}", "--rw=randrw", "--bs=4k",
             "--iodepth=4", "--rate_iops=1500,1500", "--size=128M", "--time_based", f"--runtime={ROUND_S}",
             "--output-format=json",
         ]  # fmt: skip
         done = subprocess.run(command, cwd=self.directory, check=True, capture_output=True, text=True)
-        job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
-        into.iops.append(job["read"]["iops"] + job["write"]["iops"])
-        into.p99_us.append(max(job[way]["clat_ns"]["percentile"]["99.000000"] for way in ("read", "write")) / 1000)
+        return json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
 
 
 def change(before: list[float], beside: list[float]) -> float:
@@ -145,20 +154,21 @@ def writer_at_the_limit_of_dirty_data(server: RunningServer) -> Iterator[None]:
 
 Disturbance = Callable[[RunningServer], AbstractContextManager[None]]
 DISTURBANCES = [
-    (client_that_has_stopped_reading, CHANGE_MAX),
-    (writer_at_the_limit_of_space, CHANGE_MAX),
-    (writer_at_the_limit_of_dirty_data, SHARED_DISK_CHANGE_MAX),
+    (client_that_has_stopped_reading, True),
+    (writer_at_the_limit_of_space, True),
+    (writer_at_the_limit_of_dirty_data, False),
 ]
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("disturbance", "latency_max"), DISTURBANCES, ids=lambda value: getattr(value, "__name__", ""))
-def test_another_group_hardly_notices(stage: Stage, disturbance: Disturbance, latency_max: float) -> None:
+@pytest.mark.parametrize(("disturbance", "stuck"), DISTURBANCES, ids=lambda value: getattr(value, "__name__", ""))
+def test_another_group_hardly_notices(stage: Stage, disturbance: Disturbance, stuck: bool) -> None:
+    latency_max = CHANGE_MAX if stuck else SHARED_DISK_CHANGE_MAX
     alone, beside = Figures(), Figures()
     for number in range(ROUNDS_MAX):
-        stage.measure(alone)
+        stage.measure(alone, stuck=stuck)
         with disturbance(stage.server):
-            stage.measure(beside)
+            stage.measure(beside, stuck=stuck)
         throughput, latency = change(alone.iops, beside.iops), change(alone.p99_us, beside.p99_us)
         if number + 1 >= ROUNDS_MIN and throughput > -CHANGE_MAX and latency < latency_max:
             break

@@ -347,7 +347,7 @@ def fail_to_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on no change of a group becomes durable."""
 
     def checkpoint(*, both_slots: bool) -> Work:
-        yield world.engine.next_tick
+        yield world.engine.waitlists.next_tick
         raise DiskError("the superblock cannot be written")
 
     monkeypatch.setattr(world.engine.groups, "_checkpoint", checkpoint)

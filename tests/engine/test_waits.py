@@ -128,9 +128,9 @@ def test_a_slip_in_the_order_of_waits_stops_a_test(world: HoldingWorld) -> None:
     engine = world.engine
 
     def work() -> Work:
-        hold = engine.scheduler.hold(engine.checkpoint_end)
+        hold = engine.scheduler.hold(engine.waitlists.checkpoint_end)
         try:
-            yield engine.clean_room
+            yield engine.waitlists.clean_room
         finally:
             hold.release()
 
@@ -139,7 +139,7 @@ def test_a_slip_in_the_order_of_waits_stops_a_test(world: HoldingWorld) -> None:
 
 
 def test_the_page_about_waits_knows_all_that_can_be_waited_for(world: HoldingWorld) -> None:
-    lists = [value for value in vars(world.engine).values() if isinstance(value, Waitlist)]
+    lists = [value for value in vars(world.engine.waitlists).values() if isinstance(value, Waitlist)]
     assert len(lists) > 8
     page = (Path(__file__).parents[2] / "docs" / "waits.md").read_text()
     assert [waitlist.name for waitlist in lists if f"| {waitlist.name} |" not in page] == []

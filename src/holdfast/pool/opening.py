@@ -6,6 +6,7 @@ What comes out is what the engine starts with; the maps are brought up to date b
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 from holdfast.errors import CorruptionError, DiskError
 from holdfast.pool.block import ADDRESS_MASK, KIND_META, VOLUME_SHIFT, block_matches
 from holdfast.pool.roll_forward import FoundCommit, LogScanner
-from holdfast.pool.segment import SegmentFooter
+from holdfast.pool.segment import SegmentFooter, encode_segment_footer, without_summary
 from holdfast.pool.space import ABSENT, FREE, OPEN, SEALED, SpaceTable
 from holdfast.pool.superblock import SLOT_OFFSETS, Superblock
 from holdfast.pool.tables import (
@@ -28,7 +29,7 @@ from holdfast.pool.tables import (
     decode_volume_table,
     table_block_count,
 )
-from holdfast.runtime.ports import READ, SUPERBLOCK, Io
+from holdfast.runtime.ports import READ, SUPERBLOCK, WRITE, Io
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.work.task import Work
 
@@ -63,6 +64,21 @@ def read_superblock_slots() -> Work:
             raise DiskError(f"the superblock cannot be read: errno {-io.result}", -io.result)
         slots.append(bytes(view))
     return slots
+
+
+def drop_torn_summaries(
+    footers: list[SegmentFooter], segment_blocks: int, allocate: Callable[[int], memoryview]
+) -> Work:
+    """Let sealed segments whose summary was torn by a crash say that they have none (a task's work): nobody is to take
+    that for damage. Only the first sector of the footer changes, so this write cannot be torn itself. Raises DiskError.
+    """
+    for footer in footers:
+        block = allocate(BLOCK_SIZE_BYTES)
+        encode_segment_footer(block, without_summary(footer, segment_blocks))
+        io = yield Io(WRITE, footer.segment_id, (segment_blocks - 1) << BLOCK_SHIFT, block, durable=True)
+        if io.result < 0:
+            errno = -io.result
+            raise DiskError(f"segment {footer.segment_id:08x}: its footer cannot be written (errno {errno})", errno)
 
 
 class Opener:

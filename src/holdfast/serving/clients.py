@@ -79,7 +79,7 @@ class Clients:
             for connection in waiting:
                 connection.send_answers()
             self.engine.turn()
-        if self._with_answers or self._released or self.engine.next_turn.tasks:
+        if self._with_answers or self._released or self.engine.waitlists.next_turn.tasks:
             self.loop.turn_again()
 
     def _note_released(self) -> None:

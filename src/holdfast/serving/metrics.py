@@ -124,7 +124,7 @@ def _write_back(seen: Observed) -> Iterator[Metric]:
     yield gauge("log_durable_position_blocks", "Where the durable part of the log ends.", flusher.durable)
     yield counter("checkpoints_total", "Checkpoints written.", engine.checkpointer.written)
     yield counter(
-        "checkpoint_failures_total", "Attempts to write a checkpoint that failed.", engine.checkpoint_failures
+        "checkpoint_failures_total", "Attempts to write a checkpoint that failed.", engine.checkpoints.failures
     )
 
 

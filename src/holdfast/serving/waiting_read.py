@@ -180,7 +180,7 @@ class WaitingReads:
                 Kind.READ_BUFFERS,
                 count,
                 CLIENT,
-                room=engine.buffer_room,
+                room=engine.waitlists.buffer_room,
                 until_ns=NEVER_NS,
                 now_ns=engine.clock.now_ns,
                 first=True,
@@ -189,7 +189,7 @@ class WaitingReads:
                 self._release(payer, count)
                 continue
             kept = False
-            held = engine.scheduler.hold(engine.buffer_room, count)
+            held = engine.scheduler.hold(engine.waitlists.buffer_room, count)
             try:
                 buffer = memoryview(bytearray(count))
                 yield from engine.reader.read(self.volume, offset, buffer)
@@ -206,7 +206,7 @@ class WaitingReads:
 
     def _release(self, payer: Group, count: int) -> None:
         payer.release(Kind.READ_BUFFERS, count)
-        self.engine.buffer_room.wake()
+        self.engine.waitlists.buffer_room.wake()
 
     def _read_twice(self, cookie: int, offset: int, length: int) -> Work:
         """A long read that must be one piece: read it all to be sure that it can be, then again to send it."""

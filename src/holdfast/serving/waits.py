@@ -42,7 +42,7 @@ def waits_of(connection: Connection) -> Iterator[Wait]:
             volume,
             peer,
             ended_by=(DISK,),
-            held=(Hold(None, session.engine.buffer_room, size_bytes),),
+            held=(Hold(None, session.engine.waitlists.buffer_room, size_bytes),),
         )
 
 
@@ -60,9 +60,9 @@ def _backlog(session: Session, peer: str) -> Wait:
 
 
 _LIST_OF: dict[int, Callable[[Session], Waitlist]] = {
-    Obstacle.NONE: lambda session: session.engine.next_turn,  # it has just become able to go on
-    Obstacle.RING_FULL: lambda session: session.engine.ring_room,
-    Obstacle.GROUP_FULL: lambda session: session.engine.group_room,
-    Obstacle.NO_SEGMENT: lambda session: session.engine.segment_room,
-    Obstacle.TOO_DIRTY: lambda session: session.engine.clean_room,
+    Obstacle.NONE: lambda session: session.engine.waitlists.next_turn,  # it has just become able to go on
+    Obstacle.RING_FULL: lambda session: session.engine.waitlists.ring_room,
+    Obstacle.GROUP_FULL: lambda session: session.engine.waitlists.group_room,
+    Obstacle.NO_SEGMENT: lambda session: session.engine.waitlists.segment_room,
+    Obstacle.TOO_DIRTY: lambda session: session.engine.waitlists.clean_room,
 }

@@ -240,7 +240,7 @@ class World:
         space = self.engine.space
         return (
             task.name.startswith("remove ")
-            and task.waits_for is self.engine.next_tick
+            and task.waits_for is self.engine.waitlists.next_tick
             and space.available_segments <= space.reserve_segments
         )
 

@@ -18,7 +18,8 @@ from holdfast.pool.block import ADDRESS_MASK, KIND_MAP, LBA_MASK, LEVEL_SHIFT, S
 from holdfast.pool.space import Privilege
 from holdfast.volume.page_cache import PAGE_MASK, PAGE_SHIFT, PageCache
 from holdfast.volume.volume import Volume
-from holdfast.work.task import Waitlist, Work
+from holdfast.volume.waitlists import Waitlists
+from holdfast.work.task import Work
 from holdfast.writeback.log import Log, Room
 
 LEVELS = 4
@@ -30,20 +31,18 @@ class PageWriter:
         cache: PageCache,
         log: Log,
         volumes: dict[int, Volume],
+        waitlists: Waitlists,
         *,
         pages_per_turn: int,
-        clean_room: Waitlist,
         wait_for_room: Callable[[Room], Work],
-        next_turn: Callable[[], Work],
     ) -> None:
         self.cache = cache
         self.log = log
         self.volumes = volumes
         self.pages_written = 0
-        self.clean_room = clean_room  # woken when pages may become dirty that could not before
+        self._waitlists = waitlists
         self._pages_per_turn = pages_per_turn  # so many are appended before clients have a turn
         self._wait_for_room = wait_for_room
-        self._next_turn = next_turn
         self._levels: list[list[int]] = [[] for _ in range(LEVELS)]
         self._frozen_generation = 0
         self._live: npt.NDArray[np.int64] = np.zeros(0, np.int64)
@@ -55,7 +54,7 @@ class PageWriter:
         for slot in self.cache.freeze():
             self._levels[self._level(slot)].append(slot)
         self._frozen_generation = self.cache.generation - 1
-        self.clean_room.wake()
+        self._waitlists.clean_room.wake()  # pages may become dirty that could not before
 
     def write_all(self) -> Work:
         """Append all frozen pages (a task's work). Afterwards the roots of the volumes are those of the moment."""
@@ -67,7 +66,8 @@ class PageWriter:
             for number, slot in enumerate(slots):
                 if (number + 1) % self._pages_per_turn == 0:
                     log.room = 0  # the next client finds its own limit again
-                    yield from self._next_turn()
+                    self._waitlists.page_room.wake()
+                    yield self._waitlists.next_turn
                 while stamp[slot] == frozen and not log.room:
                     room = log.make_room(Privilege.CHECKPOINT)
                     if room is not Room.YES:

@@ -34,7 +34,8 @@ from holdfast.volume.page_table import PageTable
 from holdfast.volume.page_writer import PageWriter
 from holdfast.volume.patience import Patience
 from holdfast.volume.volume import Volume
-from holdfast.work.task import Waitlist, Work
+from holdfast.volume.waitlists import Waitlists
+from holdfast.work.task import Work
 from holdfast.writeback.log import Log, Room
 
 
@@ -64,12 +65,8 @@ class Writer:
         pages: PageWriter,
         log: Log,
         reader: BlockReader,
+        waitlists: Waitlists,
         *,
-        ring_room: Waitlist,
-        group_room: Waitlist,
-        segment_room: Waitlist,
-        next_turn: Waitlist,
-        full_wait: Waitlist,
         now_ns: Callable[[], int],
     ) -> None:
         self.cache = cache
@@ -77,11 +74,7 @@ class Writer:
         self.pages = pages
         self.log = log
         self.reader = reader
-        self.ring_room = ring_room
-        self.group_room = group_room
-        self.segment_room = segment_room
-        self.next_turn = next_turn
-        self.full_wait = full_wait
+        self.waitlists = waitlists
         self._now_ns = now_ns
         self._slot_of = cache.slot_of
         self._stamp = cache.stamp
@@ -200,17 +193,17 @@ class Writer:
         has the patience."""
         if obstacle == Obstacle.TOO_DIRTY or (obstacle == Obstacle.NO_PAGE and self._is_too_dirty()):
             # Not even read before it may become dirty: many who wait would evict each other's pages.
-            yield self.pages.clean_room
+            yield self.waitlists.clean_room
         elif obstacle == Obstacle.NO_PAGE:
             yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=True)
         elif obstacle == Obstacle.RING_FULL:
-            yield self.ring_room
+            yield self.waitlists.ring_room
         elif obstacle == Obstacle.GROUP_FULL:
-            yield self.group_room
+            yield self.waitlists.group_room
         elif obstacle == Obstacle.NO_SEGMENT:
-            yield self.segment_room
+            yield self.waitlists.segment_room
         elif patience is not None and patience.is_left():
-            yield self.full_wait
+            yield self.waitlists.full_wait
         else:
             if patience is not None:  # a write; not what gives space back
                 volume.found_full()
@@ -309,7 +302,7 @@ class Writer:
                 count = min(last * BLOCK_SIZE_BYTES - at, len(ZEROES))
                 yield from self.write(volume, at, ZEROES[:count], payer)
                 at += count
-                yield self.next_turn  # a long request takes turns with all others
+                yield self.waitlists.next_turn  # a long request takes turns with all others
         else:
             yield from self.punch(volume, first, last)
         if end % BLOCK_SIZE_BYTES:
@@ -325,7 +318,7 @@ class Writer:
         while first < last:
             leaves += 1
             if leaves % LEAVES_PER_TURN == 0:
-                yield self.next_turn
+                yield self.waitlists.next_turn
             end_leaf = (last - 1 >> PAGE_SHIFT) + 1
             leaf = yield from self.table.next_leaf(volume, first >> PAGE_SHIFT, end_leaf)
             if leaf >= end_leaf:

@@ -139,7 +139,7 @@ GROUPS = [
         "a task that waits for its group's share of the ring is not told when there is some",
         "P5",
         "holdfast.engine",
-        "        self.group_room.wake()\n",
+        "        self.waitlists.group_room.wake()\n",
         "",
     ),
     Mutant(

@@ -90,8 +90,8 @@ FOUND_AND_MENDED = [
         "torn-summary-called-damage",
         "the summary of a sealed segment, torn by a crash, is taken for damage ever after",
         "check",
-        "holdfast.engine",
-        "        yield from self._drop_torn_summaries(opened.torn_summaries)\n",
+        "holdfast.volume.recovery",
+        "        yield from drop_torn_summaries(self._torn_summaries, self._log.segment_blocks, allocate)\n",
         "",
     ),
     Mutant(
@@ -107,8 +107,8 @@ FOUND_AND_MENDED = [
         "only the newer superblock slot tells of a new volume: should it be lost, so is the volume",
         "P1",
         "holdfast.engine",
-        "            checkpoint=lambda: self.checkpoint(both_slots=True),\n",
-        "            checkpoint=self.checkpoint,\n",
+        "            checkpoint=lambda: self.checkpoints.checkpoint(both_slots=True),\n",
+        "            checkpoint=self.checkpoints.checkpoint,\n",
     ),
     Mutant(
         "written-before-it-is-published",

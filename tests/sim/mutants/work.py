@@ -11,7 +11,7 @@ WAITING = [
         "P5, W4",
         "holdfast.engine",
         "        # A budget may have refused although nobody holds anything that will be released.\n"
-        "        self.page_room.wake()\n",
+        "        waitlists.page_room.wake()\n",
         "",
     ),
     Mutant(
@@ -19,24 +19,23 @@ WAITING = [
         "a refused charge for a read buffer is not tried again unless one is released",
         "P5",
         "holdfast.engine",
-        "        self.clean_room.wake()\n        self.buffer_room.wake()\n",
-        "        self.clean_room.wake()\n",
+        "        waitlists.clean_room.wake()\n        waitlists.buffer_room.wake()\n",
+        "        waitlists.clean_room.wake()\n",
     ),
     Mutant(
         "ring-room-lost-wake-up",
         "who waits for room in the ring is not woken when there is some",
         "P5",
         "holdfast.engine",
-        "        self.ring_room.wake()\n        self.group_room.wake()\n",
-        "        self.group_room.wake()\n",
+        "        self.waitlists.ring_room.wake()\n        self.waitlists.group_room.wake()\n",
+        "        self.waitlists.group_room.wake()\n",
     ),
     Mutant(
         "segment-room-lost-wake-up",
         "who waits for a segment is not woken when one has been prepared",
         "P5",
         "holdfast.engine",
-        "        self._maintenance_wanted = True\n        self.segment_room.wake()\n        self.metadata_room.wake()\n"
-        "        self.on_released()",
+        "        self._maintenance_wanted = True\n        self._segment_unpinned()",
         "        self._maintenance_wanted = True\n        self.on_released()",
     ),
     Mutant(
@@ -72,8 +71,8 @@ ORDER_OF_WAITS = [
         "checkpoint-waits-for-checkpoint",
         "a checkpoint waits for the segments that only a checkpoint frees, not for those held back for it",
         "P7, A5",
-        "holdfast.engine",
-        "            yield self.metadata_room\n",
-        "            yield self.segment_room\n",
+        "holdfast.volume.metadata_waits",
+        "            yield self._waitlists.metadata_room\n",
+        "            yield self._waitlists.segment_room\n",
     ),
 ]

@@ -259,10 +259,10 @@ def _block_matches() -> Timed:
 
 @case("check 1 MiB that was read")
 def _first_mismatch() -> Timed:
-    from holdfast.pool.block import KIND_DATA, blocks_check, first_mismatch, make_map_entry
+    from holdfast.pool.block import data_checks, first_mismatch, make_map_entry
 
     data = memoryview(bytes(MIB))
-    entries = [make_map_entry(1 + index, check) for index, check in enumerate(blocks_check(data, 1, KIND_DATA))]
+    entries = [make_map_entry(1 + index, check) for index, check in enumerate(data_checks(data, 1))]
     return lambda: first_mismatch(data, 1, entries), 1
 
 

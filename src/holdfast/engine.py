@@ -29,16 +29,21 @@ from holdfast.runtime.ports import Clock, Disk
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.block_reader import BlockReader
 from holdfast.volume.checkpoints import Checkpoints
+from holdfast.volume.exchange import Exchange
 from holdfast.volume.group_changes import Groups
 from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, TenantGroup
+from holdfast.volume.leaves import Leaves
 from holdfast.volume.metadata_waits import MetadataWaits
 from holdfast.volume.page_cache import PageCache
 from holdfast.volume.page_table import PageTable
 from holdfast.volume.page_writer import PageWriter
 from holdfast.volume.read import Reader
 from holdfast.volume.recovery import Recovery
+from holdfast.volume.removal import Removal
 from holdfast.volume.reserve import Reserve
 from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings
+from holdfast.volume.snapshots import Snapshots
+from holdfast.volume.view import Views
 from holdfast.volume.volume import Volume
 from holdfast.volume.volumes import Answer, Volumes
 from holdfast.volume.waitlists import Waitlists
@@ -143,8 +148,22 @@ class Engine:
             pages_per_turn=options.pages_per_turn,
             wait_for_room=metadata.wait_for_room,
         )
-        self.reader = Reader(pages, self.table, blocks, next_turn=waitlists.next_turn)
-        self.writer = Writer(pages, self.table, self.pages, self.log, blocks, waitlists, now_ns=clock.now_ns)
+        self.views = Views(pages, self.table, self.scheduler, waitlists.page_room)
+        self.exchange = Exchange(pages, self.views, self.space)
+        leaves = Leaves(pages, self.table, self.scheduler, waitlists.leaves_turn)
+        self.reader = Reader(pages, self.views, blocks, next_turn=waitlists.next_turn)
+        self.writer = Writer(
+            pages,
+            self.table,
+            self.views,
+            self.exchange,
+            leaves,
+            self.pages,
+            self.log,
+            blocks,
+            waitlists,
+            now_ns=clock.now_ns,
+        )
         self.checkpoints = Checkpoints(
             superblock,
             allocate(BLOCK_SIZE_BYTES),
@@ -166,16 +185,27 @@ class Engine:
             reserve,
             self.space,
             pages,
-            self.table,
             self.writer,
             self.scheduler,
             clock,
             next_id=superblock.next_volume_id,
             checkpoint=lambda: self.checkpoints.checkpoint(both_slots=True),
-            is_checkpoint_running=lambda: self.checkpoints.running,
             row_changed=self.checkpoints.row_changed,
-            next_tick=waitlists.next_tick,
         )
+        self.volumes.removal = Removal(
+            volumes,
+            pages,
+            self.table,
+            self.views,
+            leaves,
+            self.writer,
+            waitlists,
+            self.scheduler,
+            checkpoint=self.checkpoints.checkpoint,
+            is_checkpoint_running=lambda: self.checkpoints.running,
+            gone=self.volumes.gone,
+        )
+        self.snapshots = Snapshots(self.volumes, pages)
         self.groups = Groups(
             self.volumes, accounts, self.scheduler, checkpoint=self.checkpoints.checkpoint, changed=self.note_throttling
         )
@@ -190,7 +220,15 @@ class Engine:
 
     def _open(self, known_end: int) -> Work:
         recovery = Recovery(
-            self.pages, self.table, self.flusher, self.volumes, self.groups, self.checkpoints, self.disk, self.findings
+            self.pages,
+            self.table,
+            self.exchange,
+            self.flusher,
+            self.volumes,
+            self.groups,
+            self.checkpoints,
+            self.disk,
+            self.findings,
         )
         yield from recovery.read(known_end)
         self._recovered = True
@@ -198,7 +236,7 @@ class Engine:
         # The older slot still tells of the epoch before: it must lead here too.
         yield from self.checkpoints.write(clean=False, epoch=self.log.epoch, both_slots=True)
         self.opened = True
-        self.volumes.resume_removals()
+        self.volumes.removal.begin()
 
     def close(self, done: Callable[[HoldfastError | None], None]) -> None:
         """Make everything durable and write a clean checkpoint. The caller has ended all sessions."""
@@ -341,5 +379,5 @@ class Engine:
     def change_volume(self, name: str, answer: Answer, settings: VolumeSettings) -> None:
         self.volumes.change(name, answer, settings)
 
-    def remove_volume(self, name: str, answer: Answer) -> None:
-        self.volumes.remove(name, answer)
+    def remove_volume(self, name: str, answer: Answer, *, snapshots: bool = False) -> None:
+        self.volumes.remove(name, answer, snapshots=snapshots)

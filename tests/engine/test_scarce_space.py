@@ -79,7 +79,7 @@ def test_volumes_made_in_a_full_pool_never_take_what_its_checkpoints_need() -> N
 def test_tables_that_fill_whole_segments_are_found_and_check_clean() -> None:
     world = new_world("tables", segments=200)
     for number in range(2, 6000):
-        row = VolumeRow(number, f"v{number}", MIB, 0, 0, 0, 0, removing=False)
+        row = VolumeRow(number, f"v{number}", MIB, 0, 0, 0, 0)
         world.engine.volumes.by_id[number] = Volume(row)
     world.engine.volumes.next_id = 6000
     world.close()

@@ -139,7 +139,6 @@ def check_tables(rng: Random) -> None:
             root_level=2,
             mapped_blocks=3,
             created_ns=4,
-            removing=False,
         )
         for number in range(rng.randrange(4))
     ]

@@ -15,24 +15,24 @@ from holdfast.pool.tables import (
     encode_volume_table,
     table_block_count,
     table_blocks,
+    table_bytes_max,
 )
 
 
-def row(name: str, *, removing: bool = False) -> VolumeRow:
+def row(name: str, volume_id: int = 7) -> VolumeRow:
     return VolumeRow(
-        volume_id=7,
+        volume_id=volume_id,
         name=name,
         size_bytes=1 << 40,
         root=1 << 63 | 5,
         root_level=3,
         mapped_blocks=99,
         created_ns=123,
-        removing=removing,
     )
 
 
 def test_volumes_come_back_with_names_of_any_script_and_length() -> None:
-    rows = [row("disk0"), row("диск", removing=True), row("x" * 255), row("")]
+    rows = [row("disk0", 1), row("диск", 2), row("x" * 255, 3), row("", 4)]
     assert decode_volume_table(encode_volume_table(rows)) == (rows, [])
 
 
@@ -45,8 +45,26 @@ def test_policies_losses_and_groups_come_back() -> None:
     assert decode_volume_table(encode_volume_table([volume], groups)) == ([volume], groups)
 
 
+def test_nodes_of_the_version_tree_come_back() -> None:
+    volume = dataclasses.replace(row("v"), volume_id=1)
+    snapshot = dataclasses.replace(
+        row("s" * 64), volume_id=2, role=1, basis_id=1, parent_id=1, reach_blocks=5, protected=True, group_id=3
+    )
+    clone = dataclasses.replace(row("x" * 255), volume_id=3, basis_id=2, ground_id=2, origin_id=2, protected=True)
+    hidden = dataclasses.replace(row("h"), volume_id=4, role=2, basis_id=3, ground_id=2)
+    rows = [volume, snapshot, clone, hidden]
+    raw = encode_volume_table(rows)
+    assert decode_volume_table(raw) == (rows, [])
+    assert len(raw) == 2 * 320 + 3 * 160 <= table_bytes_max(rows, [])
+
+
+def test_what_is_left_of_a_volume_with_a_long_name_keeps_the_beginning_of_it() -> None:
+    removed = dataclasses.replace(row("ж" * 127), role=2)
+    assert decode_volume_table(encode_volume_table([removed])) == ([dataclasses.replace(removed, name="ж" * 32)], [])
+
+
 def test_a_table_that_is_cut_off_is_an_error() -> None:
-    with pytest.raises(CorruptionError, match="320"):
+    with pytest.raises(CorruptionError, match="cut off"):
         decode_volume_table(encode_volume_table([row("disk0")])[:-1])
 
 

@@ -28,7 +28,7 @@ def test_a_run_is_appended_as_its_blocks_one_by_one_would_be() -> None:
     payload = b"".join(bytes([value]) * BLOCK for value in range(1, 9))
     assert single.log.make_room() is run.log.make_room() is Room.YES
     entries = [single.log.append(payload[i * BLOCK : (i + 1) * BLOCK], 40 + i, SEED_DATA, KIND_DATA) for i in range(8)]
-    assert run.log.append_run(memoryview(payload), 40, KIND_DATA).tolist() == entries
+    assert run.log.append_run(memoryview(payload), 40).tolist() == entries
     single.log.seal_commit()
     run.log.seal_commit()
     assert bytes(single.log.slots) == bytes(run.log.slots)

@@ -7,9 +7,10 @@ Every block that the log stores has an **owner word**, 64 bits that say what the
     bits 35..0   the lba (KIND_DATA), the index of the page on its level (KIND_MAP), of the block in its table
                  (KIND_META)
 
-and a **check**, 32 bits of XXH3-64 over the 4096 bytes, seeded with the owner word and the kind.  So a check fails when
-the bytes changed, and as well when they are good bytes of another place: a misdirected write, or a flipped bit in the
-entry that names the owner.
+and a **check**, 32 bits of XXH3-64 over the 4096 bytes, seeded with the kind and the owner word; for KIND_DATA with the
+lba alone.  So a check fails when the bytes changed, and as well when they are good bytes of another place: a
+misdirected write, or a flipped bit in the entry that names the owner.  The volume is left out for data because a block
+goes as it is from the map of its volume into that of a snapshot; the map entry that leads to it says whose it is.
 
 A **map entry** is what a page of the map holds for a block, 64 bits:
 
@@ -71,6 +72,10 @@ SEED_META = 0xA4093822299F31D0
 SEED_HOLE = 0x082EFA98EC4E6C89
 _SEED_BY_KIND = {KIND_DATA: SEED_DATA, KIND_MAP: SEED_MAP, KIND_META: SEED_META}
 
+# Map entries without a block, in the maps of snapshots and clones, where 0 means: see the basis (volume/versions.py).
+HOLE_MARK = 1 << ADDRESS_BITS  # a hole, whatever the basis has
+GROUND_MARK = 2 << ADDRESS_BITS  # as in the ground, whatever the basis has
+
 ZERO_BLOCK = bytes(BLOCK_SIZE_BYTES)
 
 
@@ -87,9 +92,14 @@ def page_place(owner: int) -> tuple[int, int]:
     return owner >> LEVEL_SHIFT & 15, owner & LBA_MASK
 
 
+def check_seed(owner: int, kind: int) -> int:
+    """What the check of a stored block is seeded with."""
+    return (owner & LBA_MASK if kind == KIND_DATA else owner) ^ _SEED_BY_KIND[kind]
+
+
 def block_check(block: bytes | bytearray | memoryview, owner: int, kind: int) -> int:
     """The 32-bit check of a stored block."""
-    return xxh3_64_intdigest(block, owner ^ _SEED_BY_KIND[kind]) & 0xFFFFFFFF
+    return xxh3_64_intdigest(block, check_seed(owner, kind)) & 0xFFFFFFFF
 
 
 def hole_check(owner: int, meta: int) -> int:
@@ -99,20 +109,20 @@ def hole_check(owner: int, meta: int) -> int:
 
 def block_matches(block: bytes | bytearray | memoryview, owner: int, kind: int, map_entry: int) -> bool:
     """True if the block read at the entry's address is the one that the entry was made for."""
-    return (xxh3_64_intdigest(block, owner ^ _SEED_BY_KIND[kind]) & CHECK_MASK) == map_entry >> ADDRESS_BITS
+    return (xxh3_64_intdigest(block, check_seed(owner, kind)) & CHECK_MASK) == map_entry >> ADDRESS_BITS
 
 
 def make_map_entry(address: int, check: int) -> int:
     return (check & CHECK_MASK) << ADDRESS_BITS | address
 
 
-def blocks_check(view: memoryview, owner: int, kind: int) -> list[int]:
-    """The checks of consecutive blocks of one volume: of `view`, whose first block belongs to `owner`."""
-    seed = _SEED_BY_KIND[kind]
+def data_checks(view: memoryview, owner: int) -> list[int]:
+    """The checks of consecutive data blocks of one volume: of `view`, whose first block belongs to `owner`."""
+    lba = owner & LBA_MASK
     digest = xxh3_64_intdigest
     size = BLOCK_SIZE_BYTES
     return [
-        digest(view[at : at + size], (owner + index) ^ seed) & 0xFFFFFFFF
+        digest(view[at : at + size], (lba + index) ^ SEED_DATA) & 0xFFFFFFFF
         for index, at in enumerate(range(0, len(view), size))
     ]
 
@@ -123,14 +133,14 @@ def is_given_up(map_entry: int) -> bool:
     return map_entry >> ADDRESS_BITS == CHECK_MASK
 
 
-def first_mismatch(view: memoryview, owner: int, map_entries: list[int]) -> int:
-    """Index of the first data block in `view` that its map entry does not match, or -1. Hole entries are passed
-    over."""
+def first_mismatch(view: memoryview, lba: int, map_entries: list[int]) -> int:
+    """Index of the first data block in `view`, which begins with block `lba`, that its map entry does not match, or -1.
+    Hole entries are passed over."""
     digest = xxh3_64_intdigest
     size = BLOCK_SIZE_BYTES
     at = 0
     for index, entry in enumerate(map_entries):
-        if entry and digest(view[at : at + size], (owner + index) ^ SEED_DATA) & CHECK_MASK != entry >> ADDRESS_BITS:
+        if entry and digest(view[at : at + size], (lba + index) ^ SEED_DATA) & CHECK_MASK != entry >> ADDRESS_BITS:
             return index
         at += size
     return -1

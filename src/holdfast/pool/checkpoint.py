@@ -32,7 +32,6 @@ from holdfast.pool.block import ADDRESS_MASK, KIND_META, SEED_META, VOLUME_SHIFT
 from holdfast.pool.space import ROW_DTYPE, SEALED, SpaceTable
 from holdfast.pool.superblock import INDEX_WORDS_MAX, Superblock, encode_superblock
 from holdfast.pool.tables import (
-    ROW_SIZE_BYTES,
     TABLE_COPIES,
     TABLE_INDEX,
     TABLE_SPACE,
@@ -41,6 +40,7 @@ from holdfast.pool.tables import (
     VolumeRow,
     encode_volume_table,
     table_blocks,
+    table_bytes_max,
 )
 from holdfast.runtime.ports import SUPERBLOCK, WRITE, Io
 from holdfast.work.task import Waitlist, Work
@@ -116,7 +116,7 @@ class Checkpointer:
         yield from self.pages.write_all()
 
         rows = [dataclasses.replace(row, root=self._root_of(row.volume_id)) for row in rows]
-        staging_bytes = self._charge_staging(len(rows) + len(groups))
+        staging_bytes = self._charge_staging(table_bytes_max(rows, groups))
         try:
             volume_table = encode_volume_table(rows, groups)
             space_table = space.encode(live)
@@ -159,11 +159,11 @@ class Checkpointer:
         finally:
             self._staging.release(staging_bytes)
 
-    def _charge_staging(self, rows: int) -> int:
+    def _charge_staging(self, rows_bytes: int) -> int:
         """Charge the memory in which the tables are put together; returns the bytes. It cannot be refused: what is
         reserved was reserved for this."""
         staging = self._staging
-        table_bytes = rows * ROW_SIZE_BYTES + self.space.capacity_segments * ROW_DTYPE.itemsize
+        table_bytes = rows_bytes + self.space.capacity_segments * ROW_DTYPE.itemsize
         refuser = staging.group.try_charge(Kind.STAGING, table_bytes, self._context)
         assert refuser is None, (staging.size_bytes, staging.drawn_bytes, table_bytes)
         return table_bytes

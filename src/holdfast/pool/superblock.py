@@ -41,9 +41,9 @@ from holdfast.units import BLOCK_SIZE_BYTES
 
 SUPERBLOCK_MAGIC = int.from_bytes(b"HOLDFAST", "little")
 SUPERBLOCK_SEED = 0x3F84D5B5B5470917
-# 2: the volume table may have rows of groups, and volumes have policies. What wrote version 1 had neither.
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+# 3: snapshots and clones; the check of a data block leaves its volume out. Pools of versions 1 and 2, from before the
+# first release, are not read.
+FORMAT_VERSION = 3
 SLOT_OFFSETS = (0, 1 << 16)
 SUPERBLOCK_FILE_BYTES = 2 << 16
 
@@ -130,9 +130,9 @@ def decode_superblock(block: memoryview | bytes) -> Superblock | None:
         index_count,
         _,
     ) = _FIELDS.unpack_from(block, _FIELDS_AT)
-    if version not in READABLE_VERSIONS:
+    if version != FORMAT_VERSION:
         raise CorruptionError(
-            f"the pool has format version {version}, this holdfast reads up to {FORMAT_VERSION}; "
+            f"the pool has format version {version}, this holdfast reads {FORMAT_VERSION}; "
             "use the holdfast that made it"
         )
     if index_count > INDEX_WORDS_MAX or segment_blocks < 64 or capacity_segments < 1:

@@ -7,8 +7,8 @@ A row of the volume table is 320 bytes, little endian:
 
     offset  size  field
     0       4     volume id
-    4       4     flags: bit 0 = being removed, bit 2 = a loss is not acknowledged, bit 3 = read-only
-                  since it was full, bit 4 = read-only since its write-back failed
+    4       4     flags: bit 2 = a loss is not acknowledged, bit 3 = read-only since it was full,
+                  bit 4 = read-only since its write-back failed
     8       8     size, bytes
     16      8     root: map entry of the root page; 0 = nothing is mapped
     24      8     mapped blocks: data blocks that the map refers to
@@ -22,6 +22,28 @@ A row of the volume table is 320 bytes, little endian:
     316     1     on full: 0 = wait as above, then ENOSPC; 1 = become read-only
     317     1     on error: 0 = go on while write-back is retried; 1 = become read-only
     318     2     loss epoch: how often accepted data of the volume was found to be lost for good
+
+A row with bit 5 of the flags is a node of the version tree (volume/versions.py), 160 bytes long: a snapshot, or what is
+left of a removed one or of a removed volume. With bit 6 it is no node of its own, but says where the volume of that id,
+a clone, has its place in the tree: of its fields only basis, ground and origin count.
+
+    offset  size  field
+    0       4     volume id
+    4       4     flags: bit 5; bit 0 = removed; bit 6; bit 7 = protected from being removed
+    8       4     basis: id of the node where a block is looked for that this one has no entry for; 0 = none
+    12      4     ground: id of the node where GROUND_MARK leads; 0 = none
+    16      4     parent: id of the volume that it is a snapshot of; 0 = none any more
+    20      4     origin: id of the snapshot that it was cloned from; 0 = none
+    24      8     size, bytes
+    32      8     root
+    40      8     mapped blocks
+    48      8     wall clock of creation, ns since 1970
+    56      8     reach: blocks at and behind this one are not looked for in the basis; 0 = all are
+    64      4     level of the root page
+    68      2     group
+    70      2     length of the name, bytes
+    72      64    name, UTF-8, without its volume's
+    136     24    zero
 
 A row with bit 1 of the flags is a group of volumes:
 
@@ -44,8 +66,8 @@ A row with bit 1 of the flags is a group of volumes:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from holdfast.errors import CorruptionError
 from holdfast.units import BLOCK_SIZE_BYTES
@@ -61,21 +83,31 @@ TABLE_NAMES = {TABLE_INDEX: "index", TABLE_VOLUMES: "volume table", TABLE_SPACE:
 FLAG_REMOVING = 1
 FLAG_GROUP = 2
 FLAG_LOSS = 4
+FLAG_NODE = 32
+FLAG_PLACE = 64
+FLAG_PROTECTED = 128
 READ_ONLY_SHIFT = 3
 READ_ONLY_MASK = 3
 NAME_BYTES_MAX = 255
 GROUP_NAME_BYTES_MAX = 64
 CGROUP_BYTES_MAX = 192
+SNAPSHOT_NAME_BYTES_MAX = 64
+VOLUME, SNAPSHOT, HIDDEN = range(3)  # roles of nodes: `volume.Role`
 NO_UID = (1 << 32) - 1
 
 _ROW = struct.Struct("<IIQQQQIH256sQIHBBH")
 _GROUP_ROW = struct.Struct("<IIQQQQQIHH64s192s8x")
+_NODE_ROW = struct.Struct("<IIIIIIQQQQQIHH64s24x")
 ROW_SIZE_BYTES = _ROW.size
+NODE_ROW_SIZE_BYTES = _NODE_ROW.size
 assert ROW_SIZE_BYTES == _GROUP_ROW.size == 320
+assert NODE_ROW_SIZE_BYTES == 160
 
 
 @dataclass(frozen=True, slots=True)
 class VolumeRow:
+    """`role`: as in `volume.Role`; 0 is a volume. Of other nodes no policies and losses are stored."""
+
     volume_id: int
     name: str
     size_bytes: int
@@ -83,7 +115,6 @@ class VolumeRow:
     root_level: int
     mapped_blocks: int
     created_ns: int
-    removing: bool
     quota_bytes: int = 0
     on_full_wait_s: int = 0
     group_id: int = 0
@@ -92,6 +123,23 @@ class VolumeRow:
     read_only: int = 0
     loss_epoch: int = 0
     loss_open: bool = False
+    role: int = 0
+    basis_id: int = 0
+    ground_id: int = 0
+    parent_id: int = 0
+    origin_id: int = 0
+    reach_blocks: int = 0
+    protected: bool = False
+
+
+def row_bytes_max(role: int) -> int:
+    """What a volume or another node takes of the volume table at most."""
+    return NODE_ROW_SIZE_BYTES if role else ROW_SIZE_BYTES + NODE_ROW_SIZE_BYTES
+
+
+def table_bytes_max(rows: Iterable[VolumeRow], groups: Sequence[GroupRow]) -> int:
+    """What the volume table with these rows takes at most."""
+    return sum(row_bytes_max(row.role) for row in rows) + len(groups) * ROW_SIZE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +174,17 @@ class GroupRow:
 
 
 def encode_volume_table(rows: Iterable[VolumeRow], groups: Iterable[GroupRow] = ()) -> bytes:
-    return b"".join([*map(_encode_group, groups), *map(_encode_volume, rows)])
+    parts = [_encode_group(group) for group in groups]
+    for row in rows:
+        if not row.role:
+            parts.append(_encode_volume(row))
+        if row.role or row.basis_id or row.ground_id or row.origin_id or row.reach_blocks or row.protected:
+            parts.append(_encode_node(row))
+    return b"".join(parts)
 
 
 def _encode_volume(row: VolumeRow) -> bytes:
-    flags = FLAG_REMOVING * row.removing | FLAG_LOSS * row.loss_open | row.read_only << READ_ONLY_SHIFT
+    flags = FLAG_LOSS * row.loss_open | row.read_only << READ_ONLY_SHIFT
     name = row.name.encode()
     return _ROW.pack(
         row.volume_id,
@@ -148,6 +202,29 @@ def _encode_volume(row: VolumeRow) -> bytes:
         row.on_full,
         row.on_error,
         row.loss_epoch,
+    )
+
+
+def _encode_node(row: VolumeRow) -> bytes:
+    flags = FLAG_NODE | FLAG_PROTECTED * row.protected | (row.role == HIDDEN) * FLAG_REMOVING
+    # That of a volume can be longer: what is left of a removed one is not found by it any more.
+    name = row.name.encode()[:SNAPSHOT_NAME_BYTES_MAX].decode(errors="ignore").encode() if row.role else b""
+    return _NODE_ROW.pack(
+        row.volume_id,
+        flags if row.role else flags | FLAG_PLACE,
+        row.basis_id,
+        row.ground_id,
+        row.parent_id,
+        row.origin_id,
+        row.size_bytes,
+        row.root,
+        row.mapped_blocks,
+        row.created_ns,
+        row.reach_blocks,
+        row.root_level,
+        row.group_id,
+        len(name),
+        name,
     )
 
 
@@ -172,17 +249,56 @@ def _encode_group(row: GroupRow) -> bytes:
 
 def decode_volume_table(raw: bytes) -> tuple[list[VolumeRow], list[GroupRow]]:
     """Raises CorruptionError for bytes that are no volume table."""
-    if len(raw) % ROW_SIZE_BYTES:
-        raise CorruptionError(f"the volume table is {len(raw)} bytes long, not a multiple of {ROW_SIZE_BYTES}")
-    rows = []
+    rows: dict[int, VolumeRow] = {}
     groups = []
-    for at in range(0, len(raw), ROW_SIZE_BYTES):
+    at = 0
+    while at < len(raw):
         flags = int.from_bytes(raw[at + 4 : at + 8], "little")
+        size = NODE_ROW_SIZE_BYTES if flags & FLAG_NODE else ROW_SIZE_BYTES
+        if at + size > len(raw):
+            raise CorruptionError(f"the volume table is {len(raw)} bytes long: its last row is cut off")
         if flags & FLAG_GROUP:
             groups.append(_decode_group(raw, at))
         else:
-            rows.append(_decode_volume(raw, at))
-    return rows, groups
+            row = _decode_node(raw, at, rows) if flags & FLAG_NODE else _decode_volume(raw, at)
+            rows[row.volume_id] = row
+        at += size
+    return list(rows.values()), groups
+
+
+def _decode_node(raw: bytes, at: int, rows: dict[int, VolumeRow]) -> VolumeRow:
+    (
+        volume_id, flags, basis, ground, parent, origin, size, root, mapped, created, reach, level, group, name_length,
+        name,
+    ) = _NODE_ROW.unpack_from(raw, at)  # fmt: skip
+    if flags & FLAG_PLACE:
+        if volume_id not in rows:
+            raise CorruptionError(f"the volume table has a place in the version tree for {volume_id}, but no volume")
+        return replace(
+            rows[volume_id],
+            basis_id=basis,
+            ground_id=ground,
+            origin_id=origin,
+            reach_blocks=reach,
+            protected=bool(flags & FLAG_PROTECTED),
+        )
+    return VolumeRow(
+        volume_id=volume_id,
+        name=_text(name[:name_length], f"the name of snapshot {volume_id}"),
+        size_bytes=size,
+        root=root,
+        root_level=level,
+        mapped_blocks=mapped,
+        created_ns=created,
+        group_id=group,
+        role=HIDDEN if flags & FLAG_REMOVING else SNAPSHOT,
+        basis_id=basis,
+        ground_id=ground,
+        parent_id=parent,
+        origin_id=origin,
+        reach_blocks=reach,
+        protected=bool(flags & FLAG_PROTECTED),
+    )
 
 
 def _decode_volume(raw: bytes, at: int) -> VolumeRow:
@@ -198,7 +314,6 @@ def _decode_volume(raw: bytes, at: int) -> VolumeRow:
         root_level=level,
         mapped_blocks=mapped,
         created_ns=created,
-        removing=bool(flags & FLAG_REMOVING),
         quota_bytes=quota,
         on_full_wait_s=wait,
         group_id=group,

@@ -59,7 +59,7 @@ class MapWalker:
             self.references.damaged_pages.append((row, level, index, what))
             return 0
         words = np.frombuffer(view, np.uint64)
-        used = np.flatnonzero(words)
+        used = np.flatnonzero(words if level else words & np.uint64(ADDRESS_MASK))  # marks have no block
         if level == 0:
             owners = np.uint64(row.volume_id << 40 | index << PAGE_SHIFT) + used.astype(np.uint64)
             self.references.add(KIND_DATA, words[used].copy(), owners)

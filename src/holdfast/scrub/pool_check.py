@@ -34,6 +34,9 @@ from holdfast.scrub.segment_check import Finding, SegmentChecker, SegmentReport
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.work.task import run_to_end
 
+# Of the owner words of a block and of the map entry that leads to it, what has to be the same.
+_OWNER_MASKS = {KIND_DATA: np.uint64(LBA_MASK), KIND_MAP: np.uint64((1 << 64) - 1)}
+
 Progress = Callable[[int, int], None]
 
 
@@ -163,7 +166,8 @@ class PoolChecker:
         checks = (entries >> np.uint64(ADDRESS_BITS)).astype(np.uint64)
         wrong = (
             (report.kind[blocks] != kind)
-            | (report.owner[blocks] != owners)
+            # A block of data stays as it is when a snapshot, or whoever was made from one, takes it over.
+            | ((report.owner[blocks] ^ owners) & _OWNER_MASKS[kind] != 0)
             # All ones: given up, or poisoned. The block itself says what is wrong with it.
             | (((report.check[blocks] & np.uint32(CHECK_MASK)) != checks) & (checks != np.uint64(CHECK_MASK)))
             | twice

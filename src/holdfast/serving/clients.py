@@ -21,7 +21,7 @@ from holdfast.serving.connection import (
 from holdfast.serving.waiting_read import READ_PIECE_BYTES
 from holdfast.serving.waits import waits_of
 from holdfast.units import KIB
-from holdfast.volume.volume import Volume
+from holdfast.volume.volume import Role, Volume
 
 # How long the clients' requests may take to finish once the server is told to stop.
 DRAIN_NS_MAX = 10_000_000_000
@@ -113,7 +113,7 @@ class Clients:
         volume = self.engine.by_name.get(name)
         if volume is None or volume.removing:
             return None
-        return Export(name=name, size_bytes=volume.size_bytes)
+        return Export(name=name, size_bytes=volume.size_bytes, read_only=volume.role is not Role.VOLUME)
 
     # ---- end
 

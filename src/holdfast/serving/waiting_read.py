@@ -107,8 +107,8 @@ class WaitingReads:
             if in_flight.closed:
                 return
             assert io.view is not None
-            owner = self.volume.key_base | offset >> BLOCK_SHIFT
-            if io.result < 0 or outgoing.blocked or outgoing.exclusive or first_mismatch(io.view, owner, entries) >= 0:
+            lba = offset >> BLOCK_SHIFT
+            if io.result < 0 or outgoing.blocked or outgoing.exclusive or first_mismatch(io.view, lba, entries) >= 0:
                 in_flight.count -= 1  # the task counts it anew
                 self.begin(cookie, 0, offset, length)
                 return

@@ -102,13 +102,24 @@ def check_groups(world: World, kept_bytes: int) -> None:
 
 
 def mapped_lbas(world: World, volume: Volume) -> list[int]:
-    """The lbas of a volume that are not holes."""
+    """The lbas of a volume or snapshot that are not holes."""
     lbas: list[int] = []
-    world.run(_walk(world, volume, lbas))
+    world.run(_seen(world, volume, lbas))
     return lbas
 
 
-def _walk(world: World, volume: Volume, lbas: list[int] | None = None) -> Work:
+def _seen(world: World, volume: Volume, lbas: list[int]) -> Work:
+    views, leaf, end = world.engine.views, 0, (volume.size_blocks - 1 >> PAGE_SHIFT) + 1
+    while leaf < end:
+        leaf = yield from views.next_leaf(volume, leaf, end)
+        if leaf < end:
+            slot = yield from views.leaf(volume, leaf)
+            if slot >= 0:
+                lbas += [leaf << PAGE_SHIFT | int(at) for at in np.flatnonzero(world.engine.cache.arena[slot])]
+            leaf += 1
+
+
+def _walk(world: World, volume: Volume) -> Work:
     """All block addresses that the map of a volume refers to, and how many of them are data."""
     addresses: list[int] = [volume.root & ADDRESS_MASK] if volume.root else []
     mapped = 0
@@ -119,12 +130,10 @@ def _walk(world: World, volume: Volume, lbas: list[int] | None = None) -> Work:
         if slot < 0:
             continue
         entries = world.engine.cache.arena[slot].copy()
-        stored = np.flatnonzero(entries)
+        stored = np.flatnonzero(entries & np.uint64(ADDRESS_MASK) if level == 0 else entries)  # marks have no block
         addresses += (entries[stored] & np.uint64(ADDRESS_MASK)).tolist()
         if level == 0:
             mapped += len(stored)
-            if lbas is not None:
-                lbas += [index << PAGE_SHIFT | int(at) for at in stored]
         else:
             first = index << PAGE_SHIFT
             pending += [(level - 1, first + int(at)) for at in stored]

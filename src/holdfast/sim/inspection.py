@@ -93,7 +93,7 @@ class Inspection:
             assert name in engine.by_name, f"volume {name} is gone"
             assert not engine.by_name[name].removing
         for name in operator.gone:
-            assert name not in engine.by_name or engine.by_name[name].removing, f"volume {name} came back"
+            assert name not in engine.by_name, f"volume {name} came back"
         for name, size in operator.unsure.items():
             volume = engine.by_name.get(name)
             if volume is not None and not volume.removing:

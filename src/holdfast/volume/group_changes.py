@@ -13,7 +13,13 @@ from contextlib import suppress
 from holdfast.errors import HoldfastError, RequestError, RetryError
 from holdfast.memory.accounts import Accounts
 from holdfast.memory.group import Kind
-from holdfast.pool.tables import CGROUP_BYTES_MAX, GROUP_NAME_BYTES_MAX, GroupLimits, GroupRow
+from holdfast.pool.tables import (
+    CGROUP_BYTES_MAX,
+    GROUP_NAME_BYTES_MAX,
+    ROW_SIZE_BYTES,
+    GroupLimits,
+    GroupRow,
+)
 from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, TenantGroup, check_limits
 from holdfast.volume.volumes import Volumes
 from holdfast.work.task import Scheduler, Work, guarded
@@ -90,7 +96,7 @@ class Groups:
                 raise RetryError(f"the group {name!r} is being removed; try again in a moment")
             self._check(limits, None)
             group_id = directory.free_id()
-            self._volumes.hold_reserve(more_groups=1)
+            self._volumes.hold_reserve(more_bytes=ROW_SIZE_BYTES)
             group = TenantGroup(group_id, name, self._accounts.make_group(name))
             group.set_limits(limits)
         except HoldfastError as error:

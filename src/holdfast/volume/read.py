@@ -18,7 +18,7 @@ from holdfast.runtime.ports import READ, Io
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.block_reader import BlockReader
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
-from holdfast.volume.page_table import PageTable
+from holdfast.volume.view import Views
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Waitlist, Work
 
@@ -40,10 +40,10 @@ class ReadError(HoldfastError):
 
 
 class Reader:
-    def __init__(self, cache: PageCache, table: PageTable, blocks: BlockReader, *, next_turn: Waitlist) -> None:
+    def __init__(self, cache: PageCache, views: Views, blocks: BlockReader, *, next_turn: Waitlist) -> None:
         self.next_turn = next_turn
         self.cache = cache
-        self.table = table
+        self.views = views
         self.log = blocks.log
         self.space = blocks.space
         self.disk = blocks.disk
@@ -58,7 +58,7 @@ class Reader:
 
     def read_block(self, volume: Volume, lba: int, into: memoryview) -> bool:
         """Read one whole block. False: it needs waiting, or it does not check out."""
-        slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
+        slot = self._slot_of.get(volume.read_base | lba >> PAGE_SHIFT)
         if slot is None:
             return False
         entry = self._words[slot << PAGE_SHIFT | lba & PAGE_MASK]
@@ -71,12 +71,12 @@ class Reader:
             into[:] = self._slots[at : at + BLOCK_SIZE_BYTES]
         elif not self._read_now(address >> self._shift, (address & self._offset_mask) << BLOCK_SHIFT, into):
             return False
-        return xxh3_64_intdigest(into, (volume.key_base | lba) ^ SEED_DATA) & CHECK_MASK == entry >> 36
+        return xxh3_64_intdigest(into, lba ^ SEED_DATA) & CHECK_MASK == entry >> 36
 
     def on_disk(self, volume: Volume, lba: int, count: int) -> tuple[Io, list[int]] | None:
         """A READ for consecutive blocks that lie in one piece on the disk, not yet started, and their map entries. None
         if they do not, or if that is not known without waiting."""
-        slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
+        slot = self._slot_of.get(volume.read_base | lba >> PAGE_SHIFT)
         first = lba & PAGE_MASK
         if slot is None or first + count > PAGE_ENTRIES:
             return None
@@ -96,7 +96,7 @@ class Reader:
         done = 0
         while done < total:
             here = lba + done
-            slot = self._slot_of.get(volume.key_base | here >> PAGE_SHIFT)
+            slot = self._slot_of.get(volume.read_base | here >> PAGE_SHIFT)
             if slot is None:
                 return False
             first = here & PAGE_MASK
@@ -106,7 +106,7 @@ class Reader:
             part = into[done << BLOCK_SHIFT : (done + count) << BLOCK_SHIFT]
             if self._fill(entries, part):
                 return False
-            if first_mismatch(part, volume.key_base | here, entries) >= 0:
+            if first_mismatch(part, here, entries) >= 0:
                 return False
             done += count
         return True
@@ -160,7 +160,7 @@ class Reader:
         """True if the range, within one leaf that is resident, is a hole. False: it is not, or that is not known
         now."""
         first, last = offset >> BLOCK_SHIFT, (offset + length - 1) >> BLOCK_SHIFT
-        slot = self._slot_of.get(volume.key_base | first >> PAGE_SHIFT)
+        slot = self._slot_of.get(volume.read_base | first >> PAGE_SHIFT)
         if slot is None or first >> PAGE_SHIFT != last >> PAGE_SHIFT:
             return False
         return not self.cache.arena[slot, first & PAGE_MASK : (last & PAGE_MASK) + 1].any()
@@ -190,7 +190,7 @@ class Reader:
         dropped = False
         while True:
             try:
-                slot = yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=False)
+                slot = yield from self.views.leaf(volume, lba >> PAGE_SHIFT)
             except HoldfastError as error:
                 raise ReadError(str(error), error.errno, lba << BLOCK_SHIFT, error.resource) from error
             if slot < 0:
@@ -202,11 +202,11 @@ class Reader:
             self._fill(entries, into, missing)
             if missing:
                 yield from self._read_missing(missing)
-            bad = first_mismatch(into, volume.key_base | lba, entries)
+            bad = first_mismatch(into, lba, entries)
             failed = next((io for io in missing if io.result < 0), None)
             if bad < 0 and failed is None:
                 return
-            slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
+            slot = self._slot_of.get(volume.read_base | lba >> PAGE_SHIFT)
             if missing and (slot is None or self._entries(slot, lba, count) != entries):
                 continue
             if bad >= 0:  # it may be what a failed READ left in the buffer: that says nothing of the block
@@ -260,14 +260,15 @@ class Reader:
         lba, stop = offset >> BLOCK_SHIFT, -(-(offset + length) // BLOCK_SIZE_BYTES)
         end_leaf = (stop - 1 >> PAGE_SHIFT) + 1
         for _ in range(PREFETCH_LEAVES_MAX):
-            leaf = yield from self.table.next_leaf(volume, lba >> PAGE_SHIFT, end_leaf)
+            leaf = yield from self.views.next_leaf(volume, lba >> PAGE_SHIFT, end_leaf)
             if leaf >= end_leaf:
                 return
+            slot = yield from self.views.leaf(volume, leaf)
+            if slot < 0:
+                continue
             lba = max(lba, leaf << PAGE_SHIFT)
             count = min(stop - lba, PAGE_ENTRIES - (lba & PAGE_MASK))
-            addresses = [
-                entry & ADDRESS_MASK for entry in self._entries(self._slot_of[volume.key_base | leaf], lba, count)
-            ]
+            addresses = [entry & ADDRESS_MASK for entry in self._entries(slot, lba, count)]
             while addresses:
                 run = 1
                 while run < len(addresses) and addresses[run] == addresses[0] + run:
@@ -289,7 +290,7 @@ class Reader:
         leaves = 0
         while lba < stop and len(runs) < EXTENTS_MAX and leaves < STATUS_LEAVES_MAX:
             end_leaf = (stop - 1 >> PAGE_SHIFT) + 1
-            leaf = yield from self.table.next_leaf(volume, lba >> PAGE_SHIFT, end_leaf)
+            leaf = yield from self.views.next_leaf(volume, lba >> PAGE_SHIFT, end_leaf)
             leaves += 1
             if leaves % LEAVES_PER_TURN == 0:
                 yield self.next_turn  # and look the leaf up again: it may have been evicted meanwhile
@@ -299,7 +300,9 @@ class Reader:
                 _add_run(runs, hole_end - lba, hole=True)
                 lba = hole_end
                 continue
-            slot = self._slot_of[volume.key_base | leaf]
+            slot = yield from self.views.leaf(volume, leaf)
+            if slot < 0:
+                continue  # removed meanwhile
             first = lba & PAGE_MASK
             count = min(stop - lba, PAGE_ENTRIES - first)
             holes = self.cache.arena[slot, first : first + count] == 0

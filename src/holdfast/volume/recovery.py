@@ -14,6 +14,7 @@ from holdfast.pool.opening import Opener, SegmentFiles, drop_torn_summaries
 from holdfast.pool.roll_forward import FoundCommit
 from holdfast.pool.segment import SegmentFooter
 from holdfast.volume.checkpoints import Checkpoints
+from holdfast.volume.exchange import Exchange
 from holdfast.volume.group_changes import Groups
 from holdfast.volume.page_table import PageTable
 from holdfast.volume.page_writer import PageWriter
@@ -33,6 +34,7 @@ class Recovery:
         self,
         pages: PageWriter,
         table: PageTable,
+        exchange: Exchange,
         flusher: Flusher,
         volumes: Volumes,
         groups: Groups,
@@ -43,6 +45,7 @@ class Recovery:
         """findings: gets a line for each damage that is found"""
         self._pages = pages  # I
         self._table = table  # I
+        self._exchange = exchange  # I
         self._log = pages.log  # I
         self._flusher = flusher  # I
         self._volumes = volumes  # I
@@ -60,8 +63,8 @@ class Recovery:
         opened = yield from opener.read(known_end)
         self._groups.bring_back(opened.groups)
         directory = self._groups.directory
-        for row in opened.rows:
-            self._volumes.add(Volume(row, directory.by_id.get(row.group_id, directory.default)))
+        nodes = [Volume(row, directory.by_id.get(row.group_id, directory.default)) for row in opened.rows]
+        self._volumes.add(nodes, opened.rows)
         self._checkpointer.meta_addresses = opened.meta_addresses
         log, flusher = self._log, self._flusher
         if opened.segment >= 0:
@@ -83,6 +86,7 @@ class Recovery:
             self._table,
             self._log.space,
             self._volumes.by_id,
+            self._exchange,
             write_pages=self._write_pages,
             findings=self._findings,
         )

@@ -25,6 +25,7 @@ from holdfast.pool.block import (
 )
 from holdfast.pool.roll_forward import FoundCommit
 from holdfast.pool.space import SpaceTable
+from holdfast.volume.exchange import Exchange
 from holdfast.volume.page_cache import PAGE_MASK, PAGE_SHIFT, PageCache
 from holdfast.volume.page_table import PageDamagedError, PageTable
 from holdfast.volume.volume import Volume
@@ -43,6 +44,7 @@ class Replayer:
         table: PageTable,
         space: SpaceTable,
         volumes: dict[int, Volume],
+        exchange: Exchange,
         *,
         write_pages: Callable[[], Work],
         findings: list[str],
@@ -51,6 +53,7 @@ class Replayer:
         self.table = table
         self.space = space
         self.volumes = volumes
+        self._exchange = exchange
         self.entries_applied = 0
         self._findings = findings
         self._write_pages = write_pages  # makes dirty pages clean by appending them to the new end of the log
@@ -101,7 +104,7 @@ class Replayer:
             if volume is None:
                 continue  # removed by a checkpoint that came after it
             try:
-                slot = yield from self._writable_leaf(volume, (owner & LBA_MASK) >> PAGE_SHIFT)
+                slots = yield from self._writable_leaves(volume, (owner & LBA_MASK) >> PAGE_SHIFT)
             except PageDamagedError as error:
                 # The rest of the pool must come up all the same. What should have gone into the page stays in the log,
                 # counted as live, so that a repair from the reverse map still finds it.
@@ -109,7 +112,8 @@ class Replayer:
                 self._leave_out(volume, error)
                 continue
             inside = (owners[start:stop] & _U64(PAGE_MASK)).astype(np.intp)
-            self._replace(volume, slot, inside, words[start:stop])
+            self.space.count_blocks(words[start:stop] & _U64(ADDRESS_MASK))
+            self._exchange.replace(volume, slots[0], inside, words[start:stop], slots[1:])
 
     def _apply_hole(self, owner: int, count: int) -> Work:
         volume = self.volumes.get(owner >> VOLUME_SHIFT)
@@ -119,36 +123,50 @@ class Replayer:
         while lba < stop:
             leaf_end = min(stop, (lba >> PAGE_SHIFT) + 1 << PAGE_SHIFT)
             try:
-                slot = yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=False)
+                yield from self._apply_hole_in_leaf(volume, lba, leaf_end)
             except PageDamagedError as error:
                 self._leave_out(volume, error)
-                slot = -1
-            if slot >= 0:
-                slot = yield from self._writable_leaf(volume, lba >> PAGE_SHIFT)
-                inside = np.arange(lba & PAGE_MASK, (lba & PAGE_MASK) + leaf_end - lba)
-                self._replace(volume, slot, inside, np.zeros(leaf_end - lba, np.uint64))
             lba = leaf_end
+
+    def _apply_hole_in_leaf(self, volume: Volume, lba: int, stop: int) -> Work:
+        leaf = lba >> PAGE_SHIFT
+        if volume.basis is None and (yield from self.table.page(volume, 0, leaf, create=False)) < 0:
+            return
+        slots = yield from self._writable_leaves(volume, leaf)
+        inside = np.arange(lba & PAGE_MASK, (lba & PAGE_MASK) + stop - lba)
+        self._exchange.replace(volume, slots[0], inside, np.zeros(stop - lba, np.uint64), slots[1:])
 
     def _leave_out(self, volume: Volume, error: PageDamagedError) -> None:
         self._findings.append(str(error))
         volume.note_page_damage(error.key, "replay could not read it, and left out what it was to get")
         self.table.poison(volume, error.key)
 
-    def _replace(self, volume: Volume, slot: int, inside: npt.NDArray[np.intp], words: Words) -> None:
-        row = self.cache.arena[slot]
-        old = row[inside]
-        self.space.drop_blocks(old & _U64(ADDRESS_MASK))
-        self.space.count_blocks(words & _U64(ADDRESS_MASK))
-        volume.count_mapped(int(np.count_nonzero(words)) - int(np.count_nonzero(old)))
-        row[inside] = words
-
-    def _writable_leaf(self, volume: Volume, leaf: int) -> Work:
+    def _writable_leaves(self, volume: Volume, leaf: int) -> Work:
+        """The slots of a leaf and of its keepers' leaves, resident all together; the first and the last can be
+        changed."""
         cache = self.cache
         if cache.dirty_pages >= cache.dirty_soft_limit:
             yield from self._write_pages()
-        slot = cache.slot_of.get(volume.key_base | leaf)
-        if slot is None:
-            slot = yield from self.table.page(volume, 0, leaf, create=True)
-        if cache.stamp[slot] == 0:
-            cache.mark_dirty(slot)
-        return slot
+        nodes = [volume, *self._exchange.keepers(volume, leaf)]
+        slots: list[int] = []
+        try:
+            for node in nodes:
+                try:
+                    slot = yield from self.table.page(node, 0, leaf, create=True)
+                except PageDamagedError as error:
+                    if node is volume:
+                        raise
+                    # What the snapshot had there cannot be read any more; the volume goes on without it.
+                    self._leave_out(node, error)
+                    break
+                cache.children[slot] += 1  # stays while the next one is read
+                slots.append(slot)
+        finally:
+            for slot in slots:
+                cache.children[slot] -= 1
+        if len(slots) < len(nodes):
+            slots = slots[:1]
+        for slot in {slots[0], slots[-1]}:
+            if cache.stamp[slot] == 0:
+                cache.mark_dirty(slot)
+        return slots

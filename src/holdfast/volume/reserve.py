@@ -19,7 +19,7 @@ from holdfast.memory.must_succeed import MustSucceed, Registry
 from holdfast.memory.reservation import Reservation
 from holdfast.pool.segment import summary_blocks, summary_entries_max
 from holdfast.pool.space import ROW_DTYPE, SpaceTable
-from holdfast.pool.tables import ROW_SIZE_BYTES, TABLE_COPIES
+from holdfast.pool.tables import TABLE_COPIES
 from holdfast.units import BLOCK_SIZE_BYTES
 from holdfast.volume.page_cache import PageCache
 
@@ -54,11 +54,10 @@ class Reserve:
                 ring_blocks=summary_blocks(entries) + 1,
             )
         )
-        self._register(0, 0)
+        self._register(0)
 
-    def _register(self, volumes: int, groups: int) -> None:
-        """Compute the worst cases for so many volumes and groups."""
-        rows_bytes = (volumes + groups) * ROW_SIZE_BYTES
+    def _register(self, rows_bytes: int) -> None:
+        """Compute the worst cases for a volume table of so many bytes."""
         space_bytes = self._space.capacity_segments * ROW_DTYPE.itemsize
         tables = TABLE_COPIES * ((rows_bytes + space_bytes) // BLOCK_SIZE_BYTES + 4)
         registry = self.registry
@@ -83,12 +82,12 @@ class Reserve:
             )
         )
 
-    def hold_for(self, volumes: int, groups: int = 0, *, exist: bool = True) -> None:
-        """Hold back what the checkpoints of so many volumes and groups may need. Raises NoSpaceError if a pool of this
-        size never has that much, the reserve being set all the same; and, unless they exist already, ShortageError if
-        the memory cannot be had."""
+    def hold_for(self, rows_bytes: int, *, exist: bool = True) -> None:
+        """Hold back what the checkpoints of a volume table of so many bytes may need. Raises NoSpaceError if a pool of
+        this size never has that much, the reserve being set all the same; and, unless its rows exist already,
+        ShortageError if the memory cannot be had."""
         space = self._space
-        self._register(volumes, groups)
+        self._register(rows_bytes)
         registry = self.registry
         space.checkpoint_segments = registry.segments(CHECKPOINT)
         space.reserve_segments = registry.segments()

@@ -18,6 +18,7 @@ class VolumeSettings:
     on_full_wait_s   how long a write waits for space before `on_full` counts
     group            name of the group that it is in
     read_only        NO ends what `on_full` or `on_error` began
+    protected        it cannot be removed
     """
 
     quota_bytes: int | None = None
@@ -26,6 +27,7 @@ class VolumeSettings:
     on_error: OnError | None = None
     group: TenantGroup | None = None
     read_only: ReadOnly | None = None
+    protected: bool | None = None
 
 
 AS_BY_DEFAULT = VolumeSettings()
@@ -34,7 +36,13 @@ AS_BY_DEFAULT = VolumeSettings()
 def apply_settings(volume: Volume, settings: VolumeSettings, cache: PageCache) -> Callable[[], None]:
     """Change a volume at once; what is returned changes it back."""
     before = VolumeSettings(
-        volume.quota_bytes, volume.on_full_wait_s, volume.on_full, volume.on_error, volume.group, volume.read_only
+        volume.quota_bytes,
+        volume.on_full_wait_s,
+        volume.on_full,
+        volume.on_error,
+        volume.group,
+        volume.read_only,
+        volume.protected,
     )
     if settings.quota_bytes is not None:
         volume.set_quota(settings.quota_bytes)
@@ -49,6 +57,8 @@ def apply_settings(volume: Volume, settings: VolumeSettings, cache: PageCache) -
         cache.move_volume(volume.key_base, settings.group.memory)
     if settings.read_only is not None:
         volume.read_only = settings.read_only
+    if settings.protected is not None:
+        volume.protected = settings.protected
     return lambda: _back(volume, before, cache)
 
 

@@ -7,7 +7,8 @@ from enum import IntEnum
 
 from holdfast.errors import CorruptionError, ReadOnlyError
 from holdfast.memory.group import Group
-from holdfast.pool.block import VOLUME_SHIFT
+from holdfast.pool import tables
+from holdfast.pool.block import SEED_DATA, VOLUME_SHIFT
 from holdfast.pool.tables import VolumeRow
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.groups import DEFAULT_GROUP, UNLIMITED_BLOCKS, TenantGroup
@@ -56,6 +57,14 @@ def loss_error(volume: Volume) -> CorruptionError:
     )
 
 
+class Role(IntEnum):
+    """What a node of the version tree is to those outside."""
+
+    VOLUME = tables.VOLUME
+    SNAPSHOT = tables.SNAPSHOT
+    HIDDEN = tables.HIDDEN  # removed, and on its way out or still needed by those that were made from it
+
+
 class ReadOnly(IntEnum):
     """Whether a volume takes no writes, and since when."""
 
@@ -68,28 +77,43 @@ class Volume:
     """Fields: I fixed when made, L loop thread, C changed by a checkpoint only (in the loop thread)."""
 
     __slots__ = (
+        "basis",
         "connections",
         "created_ns",
         "damaged",
         "damaged_pages",
+        "data_seed",
+        "dependents",
+        "ground",
+        "grounded",
         "group",
+        "keep_below",
+        "keepers",
         "key_base",
+        "label",
         "loss_acknowledged",
         "loss_epoch",
         "loss_open",
         "mapped_blocks",
         "mapped_blocks_max",
-        "name",
         "on_error",
         "on_full",
         "on_full_wait_s",
+        "origin_id",
+        "parent",
+        "protected",
         "quota_bytes",
+        "reach_blocks",
+        "read_base",
         "read_only",
         "removing",
+        "role",
         "root",
         "root_level",
+        "row_bytes",
         "row_changed",
         "size_bytes",
+        "versioned",
         "volume_id",
         "write_back_errno",
         "write_back_failures",
@@ -98,14 +122,15 @@ class Volume:
     def __init__(self, row: VolumeRow, group: TenantGroup | None = None) -> None:
         """`group`: None for a volume that stands alone, without a server."""
         self.volume_id = row.volume_id  # I
-        self.name = row.name  # I
+        self.label = row.name  # L: of a snapshot, what comes behind the @
         self.key_base = row.volume_id << VOLUME_SHIFT  # I
+        self.data_seed = SEED_DATA ^ self.key_base  # I: for `Log.append`
         self.size_bytes = row.size_bytes  # L
         self.root = row.root  # C: map entry of the root page; 0 if it was never written
         self.root_level = row.root_level  # I
         self.mapped_blocks = row.mapped_blocks  # L
         self.created_ns = row.created_ns  # I
-        self.removing = row.removing  # L
+        self.removing = False  # L: its removal is on its way to the disk; after that it is hidden
         self.quota_bytes = row.quota_bytes  # L: 0 if there is none
         self.on_full_wait_s = row.on_full_wait_s  # L: how long a write waits for space
         self.mapped_blocks_max = 0  # L: by the quota; a quota that was made smaller may be below what is mapped
@@ -121,9 +146,29 @@ class Volume:
         self.damaged_pages: dict[int, str] = {}  # L: owner word of a map page -> what was found
         self.damaged: dict[int, str] = {}  # L: lba -> what was found, the first DAMAGED_BLOCKS_LISTED_MAX of them
 
+        # Its place in the version tree, kept by `VersionTree`.
+        self.role = Role(row.role)  # L
+        self.basis: Volume | None = None  # L: where a block is that its own map has no entry for
+        self.ground: Volume | None = None  # L: what its clone was made from: where GROUND_MARK leads
+        self.parent: Volume | None = None  # L: of a snapshot: the volume under whose name it is found
+        self.origin_id = row.origin_id  # L: the snapshot that it was cloned from, for those who ask
+        self.reach_blocks = row.reach_blocks  # L: what lies behind is not looked for in the basis; 0: all is
+        self.protected = row.protected  # L: not to be removed
+        self.row_bytes = 0  # L: what is held back for its row in the volume table
+        self.dependents: list[Volume] = []  # L: those whose basis it is
+        self.grounded = 0  # L: how many have it as their ground
+        self.keepers: tuple[Volume, ...] = ()  # L: of a volume: who gets what it replaces (`volume/versions.py`)
+        self.keep_below = 0  # L: ... if it lies below this block
+        self.versioned = False  # L: it has keepers or a basis
+        self.read_base = self.key_base  # L: of the pages that reads go through: its own, or those of its view
+
         self.write_back_failures = 0  # L: attempts since the start that failed and met data of this volume
         self.write_back_errno = 0  # L: of the last of them
         self.set_quota(row.quota_bytes)
+
+    @property
+    def name(self) -> str:
+        return self.label if self.parent is None else f"{self.parent.label}@{self.label}"
 
     @property
     def size_blocks(self) -> int:
@@ -138,13 +183,12 @@ class Volume:
         """The volume as the volume table stores it."""
         return VolumeRow(
             volume_id=self.volume_id,
-            name=self.name,
+            name=self.label,
             size_bytes=self.size_bytes,
             root=self.root,
             root_level=self.root_level,
             mapped_blocks=self.mapped_blocks,
             created_ns=self.created_ns,
-            removing=self.removing,
             quota_bytes=self.quota_bytes,
             on_full_wait_s=self.on_full_wait_s,
             group_id=self.group.group_id,
@@ -153,6 +197,13 @@ class Volume:
             read_only=self.read_only,
             loss_epoch=self.loss_epoch,
             loss_open=self.loss_open and self.loss_acknowledged != self.loss_epoch,
+            role=Role.HIDDEN if self.removing else self.role,
+            basis_id=_id(self.basis),
+            ground_id=_id(self.ground),
+            parent_id=_id(self.parent),
+            origin_id=self.origin_id,
+            reach_blocks=self.reach_blocks,
+            protected=self.protected,
         )
 
     def count_mapped(self, change: int) -> None:
@@ -205,3 +256,7 @@ class Volume:
             self.note_loss()
         if len(self.damaged) < DAMAGED_BLOCKS_LISTED_MAX:
             self.damaged.setdefault(lba, what)
+
+
+def _id(volume: Volume | None) -> int:
+    return 0 if volume is None else volume.volume_id

@@ -29,6 +29,7 @@ class Waitlists:
         self.segment_room = waitlist("a free segment", PREPARATION, self.checkpoint_end)
         self.metadata_room = waitlist("a segment held back for metadata", PREPARATION, "reads of segments to be freed")
         self.page_room = waitlist("a page of map memory", self.checkpoint_end, held_as="pages of map memory")
+        self.leaves_turn = waitlist("its turn to bring in leaves of several maps", held_as="leaves of several maps")
         self.clean_room = waitlist("fewer dirty pages of the map", self.checkpoint_end)
         self.buffer_room = waitlist("a read buffer", held_as="bytes of read buffers")
         self.next_turn = waitlist("the next turn", "the engine", passing=True)

@@ -21,18 +21,22 @@ from holdfast.pool.block import (
     ADDRESS_BITS,
     ADDRESS_MASK,
     CHECK_MASK,
+    GROUND_MARK,
     KIND_DATA,
     LBA_MASK,
-    SEED_DATA,
+    WordArray,
     is_given_up,
 )
 from holdfast.pool.space import Privilege
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB, format_size
 from holdfast.volume.block_reader import DAMAGED, BlockReader
+from holdfast.volume.exchange import Exchange
+from holdfast.volume.leaves import Leaves
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, PageCache
 from holdfast.volume.page_table import PageTable
 from holdfast.volume.page_writer import PageWriter
 from holdfast.volume.patience import Patience
+from holdfast.volume.view import Views
 from holdfast.volume.volume import Volume
 from holdfast.volume.waitlists import Waitlists
 from holdfast.work.task import Work
@@ -62,6 +66,9 @@ class Writer:
         self,
         cache: PageCache,
         table: PageTable,
+        views: Views,
+        exchange: Exchange,
+        leaves: Leaves,
         pages: PageWriter,
         log: Log,
         reader: BlockReader,
@@ -71,6 +78,9 @@ class Writer:
     ) -> None:
         self.cache = cache
         self.table = table
+        self.views = views
+        self.exchange = exchange
+        self.leaves = leaves
         self.pages = pages
         self.log = log
         self.reader = reader
@@ -86,11 +96,13 @@ class Writer:
 
     def write_block(self, volume: Volume, lba: int, block: memoryview | bytearray | bytes) -> int:
         """Write one whole block; returns 0, or the `Obstacle` in the way, with nothing changed."""
+        if volume.versioned:
+            return self.write_run(volume, lba, memoryview(block))[1]
         slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
         if slot is None:
             return Obstacle.NO_PAGE
         if self._stamp[slot] != self.cache.generation:
-            obstacle = self._make_writable(slot)
+            obstacle = self.make_writable(slot)
             if obstacle:
                 return obstacle
         log = self.log
@@ -109,7 +121,7 @@ class Writer:
                 return Obstacle.GROUP_OVER_SPACE
             volume.mapped_blocks += 1
             group.mapped_blocks += 1
-        words[at] = log.append(block, volume.key_base | lba, SEED_DATA, KIND_DATA)
+        words[at] = log.append(block, volume.key_base | lba, volume.data_seed, KIND_DATA)
         if old:
             self._live[(old & ADDRESS_MASK) >> self._shift] -= 1
             if volume.damaged:
@@ -127,7 +139,12 @@ class Writer:
             if slot is None:
                 return done, Obstacle.NO_PAGE
             if self._stamp[slot] != self.cache.generation:
-                obstacle = self._make_writable(slot)
+                obstacle = self.make_writable(slot)
+                if obstacle:
+                    return done, obstacle
+            keeper_slots: list[int] = []
+            if volume.versioned:
+                keeper_slots, obstacle = self._writable_keepers(volume, here >> PAGE_SHIFT)
                 if obstacle:
                     return done, obstacle
             if not log.room:
@@ -136,42 +153,60 @@ class Writer:
                     return done, room
             first = here & PAGE_MASK
             count = min(total - done, PAGE_ENTRIES - first, log.room)
-            if volume.mapped_blocks + count > volume.mapped_blocks_max:
-                count = self._within(volume.mapped_blocks_max - volume.mapped_blocks, slot, first, count)
-                if not count:
-                    return done, Obstacle.OVER_QUOTA
-            group = volume.group
-            if group.mapped_blocks + count > group.mapped_blocks_max:
-                count = self._within(group.mapped_blocks_max - group.mapped_blocks, slot, first, count)
-                if not count:
-                    return done, Obstacle.GROUP_OVER_SPACE
+            count, obstacle = self._admitted(volume, slot, first, count, keeper_slots)
+            if not count:
+                return done, obstacle
             part = view[done << BLOCK_SHIFT : (done + count) << BLOCK_SHIFT]
-            self._replace(volume, slot, first, log.append_run(part, volume.key_base | here, KIND_DATA))
+            entries = log.append_run(part, volume.key_base | here)
+            self._replace(volume, slot, first, entries, keeper_slots)
             done += count
         return done, Obstacle.NONE
 
-    def _replace(
-        self, volume: Volume, slot: int, first: int, entries: np.ndarray[tuple[int], np.dtype[np.uint64]]
-    ) -> None:
-        """Put entries into a writable leaf and count what they replace as dead."""
+    def _replace(self, volume: Volume, slot: int, first: int, entries: WordArray, keeper_slots: list[int]) -> None:
+        """Put entries into a writable leaf and count what they replace."""
+        if volume.damaged:
+            lba = (self.cache.key_of[slot] & LBA_MASK) << PAGE_SHIFT | first
+            volume.forget_damage(lba, lba + len(entries))
+        if volume.versioned:
+            self.exchange.replace(volume, slot, slice(first, first + len(entries)), entries, keeper_slots)
+            return
         row = self.cache.arena[slot, first : first + len(entries)]
         replaced = int(np.count_nonzero(row))
         if replaced:
             self.log.space.drop_blocks(row & np.uint64(ADDRESS_MASK))
         volume.count_mapped(int(np.count_nonzero(entries)) - replaced)
-        if volume.damaged:
-            lba = (self.cache.key_of[slot] & LBA_MASK) << PAGE_SHIFT | first
-            volume.forget_damage(lba, lba + len(entries))
         row[:] = entries
 
-    def _within(self, allowed: int, slot: int, first: int, count: int) -> int:
-        """How many of `count` blocks from entry `first` of a leaf on can be written with `allowed` more of them mapped,
-        less than 0 if there are too many already."""
-        holes = np.flatnonzero(self.cache.arena[slot, first : first + count] == 0)
-        allowed = max(allowed, 0)
-        return count if len(holes) <= allowed else int(holes[allowed])
+    def _writable_keepers(self, volume: Volume, leaf: int) -> tuple[list[int], int]:
+        """The slots of the keepers' leaves, of which the last can be changed, and 0 or the `Obstacle`."""
+        slots = self.exchange.keeper_slots(volume, leaf)
+        if slots is None:
+            return [], Obstacle.NO_PAGE
+        if slots and self._stamp[slots[-1]] != self.cache.generation:
+            return slots, self.make_writable(slots[-1])
+        return slots, Obstacle.NONE
 
-    def _make_writable(self, slot: int) -> int:
+    def _admitted(self, volume: Volume, slot: int, first: int, count: int, keeper_slots: list[int]) -> tuple[int, int]:
+        """How many of `count` blocks the quota and the group's limit of space let in; if none, the `Obstacle`."""
+        own_left = max(0, volume.mapped_blocks_max - volume.mapped_blocks)
+        group_left = max(0, volume.group.mapped_blocks_max - volume.group.mapped_blocks)
+        while count > own_left or 2 * count > group_left:
+            own, total = self._growth(volume, slot, first, count, keeper_slots)
+            if own <= own_left and total <= group_left:
+                break
+            if count == 1:
+                return 0, Obstacle.OVER_QUOTA if own > own_left else Obstacle.GROUP_OVER_SPACE
+            count >>= 1
+        return count, Obstacle.NONE
+
+    def _growth(self, volume: Volume, slot: int, first: int, count: int, keeper_slots: list[int]) -> tuple[int, int]:
+        """How many blocks more `count` new entries mean, of the volume and of its group."""
+        if volume.versioned:
+            return self.exchange.growth(volume, slot, slice(first, first + count), keeper_slots)
+        holes = count - int(np.count_nonzero(self.cache.arena[slot, first : first + count]))
+        return holes, holes
+
+    def make_writable(self, slot: int) -> int:
         """Let a leaf be changed: append it first if the running checkpoint still needs it as it is."""
         cache = self.cache
         if self._is_too_dirty():
@@ -195,7 +230,7 @@ class Writer:
             # Not even read before it may become dirty: many who wait would evict each other's pages.
             yield self.waitlists.clean_room
         elif obstacle == Obstacle.NO_PAGE:
-            yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=True)
+            yield from self._bring_in(volume, lba >> PAGE_SHIFT)
         elif obstacle == Obstacle.RING_FULL:
             yield self.waitlists.ring_room
         elif obstacle == Obstacle.GROUP_FULL:
@@ -208,6 +243,13 @@ class Writer:
             if patience is not None:  # a write; not what gives space back
                 volume.found_full()
             raise _no_space(obstacle, volume, host_full=self.log.space.host_full)
+
+    def _bring_in(self, volume: Volume, leaf: int) -> Work:
+        """Make a leaf and those of its keepers resident (a task's work), all of them when it returns."""
+        if not volume.versioned:
+            yield from self.table.page(volume, 0, leaf, create=True)
+            return
+        yield from self.leaves.bring_in((volume, *self.exchange.keepers(volume, leaf)), leaf)
 
     def write(self, volume: Volume, offset: int, payload: memoryview, payer: Group | None = None) -> Work:
         """Write any byte range (a task's work); `payload` must stay as it is until the end. `payer`: the group to which
@@ -237,14 +279,13 @@ class Writer:
         owner = volume.key_base | lba
         block = memoryview(bytearray(BLOCK_SIZE_BYTES))
         while True:
-            slot = yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=True)
-            at = slot << PAGE_SHIFT | lba & PAGE_MASK
-            entry = self._words[at]
+            slot = yield from self.views.leaf(volume, lba >> PAGE_SHIFT)
+            entry = 0 if slot < 0 else self._words[slot << PAGE_SHIFT | lba & PAGE_MASK]
             if entry == 0:
                 block[:] = ZEROES[:BLOCK_SIZE_BYTES]
             else:
                 errno = yield from self.reader.read(entry, owner, KIND_DATA, block)
-                slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
+                slot = self._slot_of.get(volume.read_base | lba >> PAGE_SHIFT)
                 if slot is None or self._words[slot << PAGE_SHIFT | lba & PAGE_MASK] != entry:
                     continue
                 if errno:
@@ -264,27 +305,39 @@ class Writer:
         raise DiskError(f"{where} cannot be read: errno {errno}", errno)
 
     def give_up(self, volume: Volume, lba: int) -> Work:
-        """Mark a damaged block as one whose loss is known (a task's work): its map entry gets the check that no block
-        is looked for with, and keeps its address. A checkpoint makes that durable."""
+        """Mark a damaged block as one whose loss is known (a task's work): its map entry, in whoever's map it is, gets
+        the check that no block is looked for with, and keeps its address. A checkpoint makes that durable."""
+        node: Volume | None = volume
+        while node is not None:
+            entry = yield from self._give_up_in(node, lba)
+            if entry and entry != GROUND_MARK:
+                break
+            node = node.ground if entry else node.basis
+        volume.damaged.pop(lba, None)
+
+    def _give_up_in(self, node: Volume, lba: int) -> Work:
+        """The same in the map of one node; returns the entry that was found there, or 0."""
         block = memoryview(bytearray(BLOCK_SIZE_BYTES))
         while True:
-            slot = yield from self.table.page(volume, 0, lba >> PAGE_SHIFT, create=False)
+            slot = yield from self.table.page(node, 0, lba >> PAGE_SHIFT, create=False)
             entry = 0 if slot < 0 else self._words[slot << PAGE_SHIFT | lba & PAGE_MASK]
-            if entry == 0:
-                break
-            if (yield from self.reader.read(entry, volume.key_base | lba, KIND_DATA, block)) != DAMAGED:
-                break  # overwritten since, or the disk has thought better of it
-            slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
+            if not entry & ADDRESS_MASK:
+                return entry
+            if (yield from self.reader.read(entry, node.key_base | lba, KIND_DATA, block)) != DAMAGED:
+                return entry  # overwritten since, or the disk has thought better of it
+            slot = self._slot_of.get(node.key_base | lba >> PAGE_SHIFT)
             if slot is None or self._words[slot << PAGE_SHIFT | lba & PAGE_MASK] != entry:
                 continue
             if self._stamp[slot] != self.cache.generation:
-                obstacle = self._make_writable(slot)
+                obstacle = self.make_writable(slot)
                 if obstacle:
-                    yield from self.overcome(obstacle, volume, lba)
+                    yield from self.overcome(obstacle, node, lba)
                     continue
-            self._words[slot << PAGE_SHIFT | lba & PAGE_MASK] = entry | CHECK_MASK << ADDRESS_BITS
-            return
-        volume.damaged.pop(lba, None)
+            given_up = entry | CHECK_MASK << ADDRESS_BITS
+            self._words[slot << PAGE_SHIFT | lba & PAGE_MASK] = given_up
+            at = np.array([lba & PAGE_MASK])
+            self.views.changed(lba >> PAGE_SHIFT, at, np.array([entry], np.uint64), np.array([given_up], np.uint64))
+            return entry
 
     def zero(self, volume: Volume, offset: int, length: int, *, allocate: bool, payer: Group | None = None) -> Work:
         """Make a byte range read as zeroes: whole blocks become holes, or written zeroes with `allocate`."""
@@ -320,11 +373,15 @@ class Writer:
             if leaves % LEAVES_PER_TURN == 0:
                 yield self.waitlists.next_turn
             end_leaf = (last - 1 >> PAGE_SHIFT) + 1
-            leaf = yield from self.table.next_leaf(volume, first >> PAGE_SHIFT, end_leaf)
+            leaf = yield from self.views.next_leaf(volume, first >> PAGE_SHIFT, end_leaf)
             if leaf >= end_leaf:
                 return
             first = max(first, leaf << PAGE_SHIFT)
             stop = min(last, leaf + 1 << PAGE_SHIFT)
+            slot = yield from self.views.leaf(volume, leaf)
+            if slot < 0 or not self.cache.arena[slot, first & PAGE_MASK : (stop - 1 & PAGE_MASK) + 1].any():
+                first = stop
+                continue
             obstacle = self._punch_in_leaf(volume, first, stop)
             if obstacle:
                 # Holes are what gives space back, so they may use what is reserved for metadata.
@@ -336,12 +393,13 @@ class Writer:
         slot = self._slot_of.get(volume.key_base | first >> PAGE_SHIFT)
         if slot is None:
             return Obstacle.NO_PAGE
-        start = first & PAGE_MASK
-        row = self.cache.arena[slot, start : start + stop - first]
-        if not row.any():
-            return Obstacle.NONE
         if self._stamp[slot] != self.cache.generation:
-            obstacle = self._make_writable(slot)
+            obstacle = self.make_writable(slot)
+            if obstacle:
+                return obstacle
+        keeper_slots: list[int] = []
+        if volume.versioned:
+            keeper_slots, obstacle = self._writable_keepers(volume, first >> PAGE_SHIFT)
             if obstacle:
                 return obstacle
         log = self.log
@@ -352,7 +410,7 @@ class Writer:
                 return room
         log.append_hole(volume.key_base | first & LBA_MASK, stop - first)
         log.room = 0
-        self._replace(volume, slot, start, np.zeros(stop - first, np.uint64))
+        self._replace(volume, slot, first & PAGE_MASK, np.zeros(stop - first, np.uint64), keeper_slots)
         return Obstacle.NONE
 
 

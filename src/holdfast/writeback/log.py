@@ -34,11 +34,12 @@ from holdfast.pool.block import (
     ENTRY_SIZE_BYTES,
     HOLE_COUNT_MAX,
     KIND_COMMIT,
+    KIND_DATA,
     KIND_HOLE,
     ZERO_BLOCK,
     EntryArray,
     WordArray,
-    blocks_check,
+    data_checks,
     hole_check,
 )
 from holdfast.pool.commit import COMMIT_ENTRIES_AT, COMMIT_ENTRIES_MAX, seal_commit_header
@@ -152,7 +153,8 @@ class Log:
             self.room = 0
 
     def append(self, block: bytes | bytearray | memoryview, owner: int, seed: int, kind: int) -> int:
-        """Append one block; returns its map entry. Needs `room >= 1`. `seed` is the kind's `SEED_*`."""
+        """Append one block; returns its map entry. Needs `room >= 1`. `seed`: what `owner` is XORed with to
+        give the check's seed (`block.check_seed`): the kind's `SEED_*`, for data `Volume.data_seed`."""
         assert self.room > 0
         at = self._slot_at
         self.slots[at : at + 4096] = block
@@ -166,20 +168,20 @@ class Log:
         self.room -= 1
         return (check & 0xFFFFFFF) << 36 | address
 
-    def append_run(self, view: memoryview, owner: int, kind: int) -> WordArray:
-        """Append `len(view) / 4096 <= room` blocks of consecutive owners; returns their map entries."""
+    def append_run(self, view: memoryview, owner: int) -> WordArray:
+        """Append `len(view) / 4096 <= room` data blocks of consecutive owners; returns their map entries."""
         count = len(view) >> BLOCK_SHIFT
         assert 0 < count <= self.room
         at = self._slot_at
         end = at + len(view)
         self.slots[at:end] = view
-        checks = np.array(blocks_check(view, owner, kind), np.uint64)
+        checks = np.array(data_checks(view, owner), np.uint64)
         numbers = _NUMBERS[:count]
         first = self._entry_at // ENTRY_SIZE_BYTES
         entries = self._entries[first : first + count]
         entries["owner"] = numbers + np.uint64(owner)
         entries["check"] = checks
-        entries["meta"] = kind
+        entries["meta"] = KIND_DATA
         address = self.address
         self._entry_at += count * ENTRY_SIZE_BYTES
         self._slot_at = end

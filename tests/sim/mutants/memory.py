@@ -155,7 +155,7 @@ GROUPS = [
         "blocks that were overwritten since they were found damaged are given up with the loss",
         "P6",
         "holdfast.volume.write",
-        "                break  # overwritten since, or the disk has thought better of it\n",
+        "                return entry  # overwritten since, or the disk has thought better of it\n",
         "                pass\n",
     ),
 ]

@@ -83,14 +83,14 @@ CHECKPOINT_AND_SPACE = [
         "P3, P7",
         "holdfast.volume.write",
         "        if self._stamp[slot] != self.cache.generation:\n"
-        "            obstacle = self._make_writable(slot)\n"
+        "            obstacle = self.make_writable(slot)\n"
         "            if obstacle:\n"
         "                return obstacle\n"
         "        log = self.log\n"
         "        if not log.room:\n"
         "            room = log.make_room()\n",
         "        if not self._stamp[slot]:\n"
-        "            obstacle = self._make_writable(slot)\n"
+        "            obstacle = self.make_writable(slot)\n"
         "            if obstacle:\n"
         "                return obstacle\n"
         "        log = self.log\n"
@@ -133,8 +133,8 @@ CHECKPOINT_AND_SPACE = [
         "removal-not-stored",
         "the volume table does not say that a volume is being removed: after a crash it is back",
         "P3",
-        "holdfast.pool.tables",
-        "FLAG_REMOVING * row.removing | ",
-        "",
+        "holdfast.volume.volume",
+        "Role.HIDDEN if self.removing else self.role",
+        "self.role",
     ),
 ]

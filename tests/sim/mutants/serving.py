@@ -50,7 +50,7 @@ SERVING = [
         "a small read from the disk is answered without a look at its check",
         "P6",
         "holdfast.serving.waiting_read",
-        " or first_mismatch(io.view, owner, entries) >= 0:",
+        " or first_mismatch(io.view, lba, entries) >= 0:",
         ":",
     ),
     Mutant(

@@ -10,7 +10,7 @@ VOLUMES = [
         "what was read of the disk is handed out without a look at its check",
         "P6",
         "holdfast.pool.block",
-        "        if entry and digest(view[at : at + size], (owner + index) ^ SEED_DATA)"
+        "        if entry and digest(view[at : at + size], (lba + index) ^ SEED_DATA)"
         " & CHECK_MASK != entry >> ADDRESS_BITS:",
         "        if entry and not view[at : at + size]:",
     ),

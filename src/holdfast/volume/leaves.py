@@ -1,0 +1,47 @@
+"""Leaves of several nodes, resident together: of a volume and of those that keep what it replaces, say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from holdfast.volume.page_cache import PageCache
+from holdfast.volume.page_table import PageTable
+from holdfast.volume.volume import Volume
+from holdfast.work.task import Scheduler, Waitlist, Work
+
+
+class Leaves:
+    """All fields: loop thread."""
+
+    def __init__(self, cache: PageCache, table: PageTable, scheduler: Scheduler, turn: Waitlist) -> None:
+        """turn: where those wait who want leaves brought in while others are"""
+        self._cache = cache
+        self._table = table
+        self._scheduler = scheduler
+        self._turn = turn
+        self._busy = False
+
+    def bring_in(self, nodes: Sequence[Volume], leaf: int) -> Work:
+        """Make the leaf resident in the maps of all nodes, new where there was none (a task's work); returns the slots,
+        good until the caller next yields.
+
+        One such request at a time: tasks that each had brought in some of their leaves would evict each other's, for
+        ever. Raises CorruptionError or DiskError if a page cannot be read.
+        """
+        while self._busy:
+            yield self._turn
+        self._busy = True
+        held = self._scheduler.hold(self._turn)
+        slots: list[int] = []
+        try:
+            for node in nodes:
+                slot = yield from self._table.page(node, 0, leaf, create=True)
+                self._cache.children[slot] += 1  # stays while the next one is read
+                slots.append(slot)
+        finally:
+            for slot in slots:
+                self._cache.children[slot] -= 1
+            held.release()
+            self._busy = False
+            self._turn.wake()
+        return slots

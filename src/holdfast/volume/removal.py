@@ -1,0 +1,182 @@
+"""What removed volumes and snapshots leave behind goes: to the snapshots that see it, or out of the pool.
+
+A removed node is hidden, and that is durable before anybody is told (`Volumes.remove`). Then, in the background and one
+node after another, leaf by leaf:
+
+    it has an heir     what the heir has no entry for becomes the heir's, the rest is dead
+    it has none        all of it is dead
+
+An emptied node is taken out of the version tree at once: whoever looked through it sees the same without it. A
+checkpoint makes its pages disappear from the log, and after that its row. None of this is in the log of changes: a
+crash takes it back to the last checkpoint, where the node is still hidden, with whatever it had then, and it begins
+again.
+
+So removing needs no space but the pages of a checkpoint, and works in a pool that is full.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from holdfast.errors import DiskError, HoldfastError, NoSpaceError, log_fields
+from holdfast.pool.block import ADDRESS_MASK, page_place
+from holdfast.volume.leaves import Leaves
+from holdfast.volume.page_cache import PAGE_SHIFT, PageCache
+from holdfast.volume.page_table import PageDamagedError, PageTable
+from holdfast.volume.versions import is_going, predecessor, remove_place, sees_below
+from holdfast.volume.view import Views
+from holdfast.volume.volume import Volume
+from holdfast.volume.waitlists import Waitlists
+from holdfast.volume.write import Writer
+from holdfast.work.task import Scheduler, Work, guarded
+
+log_output = logging.getLogger("holdfast.volumes")
+
+LEAVES_PER_TURN = 16
+
+_ADDRESS = np.uint64(ADDRESS_MASK)
+
+
+class Removal:
+    """All fields: loop thread."""
+
+    def __init__(
+        self,
+        by_id: dict[int, Volume],
+        cache: PageCache,
+        table: PageTable,
+        views: Views,
+        leaves: Leaves,
+        writer: Writer,
+        waitlists: Waitlists,
+        scheduler: Scheduler,
+        *,
+        checkpoint: Callable[[], Work],
+        is_checkpoint_running: Callable[[], bool],
+        gone: Callable[[Volume], None],
+    ) -> None:
+        """gone: told of a node that nothing is left of"""
+        self._by_id = by_id
+        self._cache = cache
+        self._table = table
+        self._views = views
+        self._leaves = leaves
+        self._writer = writer
+        self._waitlists = waitlists
+        self._scheduler = scheduler
+        self._checkpoint = checkpoint
+        self._is_checkpoint_running = is_checkpoint_running
+        self._gone = gone
+        self._running = False
+        self._emptied: list[Volume] = []
+        self._stuck: set[Volume] = set()  # a page of the map is damaged, and an heir needs what is below it
+
+    def begin(self) -> None:
+        """Something was hidden, or is left from an earlier life: see to it that it goes."""
+        if not self._running and self._next() is not None:
+            self._running = True
+            self._scheduler.spawn(guarded(self._run()), "remove volumes and snapshots", self._ended)
+
+    def _ended(self, error: HoldfastError | None) -> None:
+        self._running = False
+        if error is not None:
+            log_output.error(
+                "a volume or snapshot cannot be removed: %s", error, extra=log_fields(error.resource, errno=error.errno)
+            )
+
+    def _run(self) -> Work:
+        while True:
+            node = self._next()
+            if node is not None:
+                yield from self._empty(node)
+                continue
+            yield from self._checkpoint()
+            # A cancelled request may still wait for a page that it had asked for; a checkpoint that is running refers
+            # to pages.
+            while self._is_checkpoint_running() or any(map(self._is_in_use, self._emptied)):
+                yield self._waitlists.next_tick
+            for node in self._emptied:
+                self._cache.forget_volume(node.key_base)
+                self._gone(node)
+            self._emptied.clear()
+            if self._next() is None:
+                self._running = False
+                yield from self._checkpoint()
+                return
+
+    def _is_in_use(self, node: Volume) -> bool:
+        return self._table.is_loading(node) or self._views.is_building(node)
+
+    def _next(self) -> Volume | None:
+        """A node to be emptied: from the volume's end on, so that none that is being emptied gets anything new."""
+        for node in self._by_id.values():
+            if is_going(node) and node not in self._stuck and node not in self._emptied:
+                basis = node.basis
+                if basis is None or basis is node.ground or not is_going(basis) or basis in self._stuck:
+                    return node
+        return None
+
+    def _empty(self, node: Volume) -> Work:
+        """Take all that a node has, then the node out of the tree."""
+        heir = predecessor(node)
+        leaf, count = 0, 0
+        end = (node.size_blocks - 1 >> PAGE_SHIFT) + 1
+        while leaf < end:
+            try:
+                leaf = yield from self._table.next_leaf(node, leaf, end)
+                if leaf < end:
+                    yield from self._empty_leaf(node, heir, leaf)
+                leaf += 1
+            except PageDamagedError as error:
+                if heir is not None:
+                    log_output.error(
+                        "%s; %s keeps its space, for what it has below is still seen through it",
+                        error,
+                        node.name,
+                        extra=log_fields(error.resource, volume=node.name),
+                    )
+                    self._stuck.add(node)
+                    return
+                # What lies below the page cannot be found: it stays counted as live until a repair counts again.
+                log_output.error(
+                    "%s; the space below it is not freed", error, extra=log_fields(error.resource, volume=node.name)
+                )
+                level, index = page_place(error.key)
+                leaf = index + 1 << PAGE_SHIFT * level
+            except (NoSpaceError, DiskError):
+                yield self._waitlists.next_tick  # a checkpoint frees space, or the disk recovers; then on from here
+            count += 1
+            if count % LEAVES_PER_TURN == 0:
+                yield self._waitlists.next_turn
+        remove_place(node)
+        self._emptied.append(node)
+
+    def _empty_leaf(self, node: Volume, heir: Volume | None, leaf: int) -> Work:
+        nodes = (node,) if heir is None else (node, heir)
+        while True:
+            slots = yield from self._leaves.bring_in(nodes, leaf)
+            row = self._cache.arena[slots[0]]
+            if not row.any():
+                return
+            obstacle = 0
+            for slot in slots:
+                if not obstacle and self._cache.stamp[slot] != self._cache.generation:
+                    obstacle = self._writer.make_writable(slot)
+            if not obstacle:
+                break
+            yield from self._writer.overcome(obstacle, node, leaf << PAGE_SHIFT)
+        stored = (row & _ADDRESS) != 0
+        dead = stored
+        if heir is not None:
+            heirs = self._cache.arena[slots[1]]
+            seen = heirs == 0
+            seen[max(0, sees_below(heir) - (leaf << PAGE_SHIFT)) :] = False
+            np.copyto(heirs, row, where=seen)
+            heir.count_mapped(int(np.count_nonzero(stored & seen)))
+            dead = stored & ~seen
+        self._writer.log.space.drop_blocks((row & _ADDRESS)[dead])
+        node.count_mapped(-int(np.count_nonzero(stored)))
+        row[:] = 0

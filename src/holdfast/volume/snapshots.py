@@ -1,0 +1,220 @@
+"""Taking snapshots and making clones: nodes of the version tree (`versions.py`) from one moment to the next.
+
+Whatever a volume holds, this costs a node without a map. It is durable with the next checkpoint, which is when whoever
+asked is answered; the snapshot is of the moment at which it was asked for: all writes acknowledged before are in it,
+none that come after. Should the server die before the answer, there is no snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from holdfast.errors import HoldfastError, RequestError
+from holdfast.pool.tables import SNAPSHOT_NAME_BYTES_MAX
+from holdfast.volume.page_cache import PageCache
+from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings, apply_settings
+from holdfast.volume.versions import hide, place, predecessor, take_snapshot
+from holdfast.volume.volume import Role, Volume
+from holdfast.volume.volumes import Answer, Volumes
+from holdfast.work.task import guarded
+
+SnapshotsAnswer = Callable[[list[Volume] | HoldfastError], None]
+
+
+class Snapshots:
+    """All fields: loop thread."""
+
+    def __init__(self, volumes: Volumes, cache: PageCache) -> None:
+        self._volumes = volumes
+        self._cache = cache
+
+    def take(self, wanted: Sequence[tuple[str, str]], answer: SnapshotsAnswer) -> None:
+        """Take a snapshot of each (volume, snapshot name), all of one moment. `answer` gets them once they are durable,
+        or the error, and then there is none of them."""
+        volumes = self._volumes
+        try:
+            heads = [volumes.find(name) for name, _ in wanted]
+            for head, (_, label) in zip(heads, wanted, strict=True):
+                _check_snapshotable(head, label)
+                volumes.check_free(f"{head.name}@{label}")
+            if len({head.volume_id for head in heads}) < len(heads):
+                raise RequestError("a volume is named twice; a snapshot of several volumes has each of them once")
+            volumes.hold_for_more([Role.SNAPSHOT] * len(wanted))
+        except HoldfastError as error:
+            answer(error)
+            return
+        nodes = [self._take(head, label) for head, (_, label) in zip(heads, wanted, strict=True)]
+
+        def taken(error: HoldfastError | None) -> None:
+            for node in nodes:
+                if error is None:
+                    volumes.by_name[node.name] = node
+                else:
+                    hide(node)
+            if error is not None:
+                volumes.removal.begin()
+            answer(error or nodes)
+
+        volumes.scheduler.spawn(guarded(volumes.checkpoint()), f"snapshot {nodes[0].name}", taken)
+
+    def _take(self, head: Volume, label: str) -> Volume:
+        volumes = self._volumes
+        row = replace(
+            head.row(),
+            volume_id=volumes.next_id,
+            name=label,
+            root=0,
+            mapped_blocks=0,
+            created_ns=volumes.now_ns(),
+            role=Role.SNAPSHOT,
+            origin_id=0,
+            reach_blocks=0,
+            protected=False,
+            loss_open=False,
+        )
+        node = volumes.make(row, head.group)
+        take_snapshot(head, node)
+        return node
+
+    def clone(self, source: str, name: str, answer: Answer, settings: VolumeSettings = AS_BY_DEFAULT) -> None:
+        """Make a volume with the content of a snapshot, or of a volume at this moment; `answer` gets it once it is
+        durable, or the error."""
+        volumes = self._volumes
+        try:
+            origin = volumes.find(source)
+            volumes.check_free(name)
+            from_volume = origin.role is Role.VOLUME
+            volumes.hold_for_more([Role.SNAPSHOT, Role.VOLUME] if from_volume else [Role.VOLUME])
+        except HoldfastError as error:
+            answer(error)
+            return
+        base = self._take(origin, "") if from_volume else origin
+        clone = self._clone(base, name)
+        apply_settings(clone, settings, self._cache)
+        if from_volume:
+            hide(base)  # a snapshot that nobody asked for by name: it goes once no clone needs it
+
+        def made(error: HoldfastError | None) -> None:
+            if error is None:
+                volumes.by_name[clone.name] = clone
+            else:
+                hide(clone)
+                volumes.removal.begin()
+            answer(error or clone)
+
+        volumes.scheduler.spawn(guarded(volumes.checkpoint()), f"clone {name}", made)
+
+    def _clone(self, base: Volume, name: str) -> Volume:
+        volumes = self._volumes
+        row = replace(
+            base.row(),
+            volume_id=volumes.next_id,
+            name=name,
+            root=0,
+            mapped_blocks=0,
+            created_ns=volumes.now_ns(),
+            role=Role.VOLUME,
+            origin_id=base.volume_id,
+            reach_blocks=0,
+            protected=False,
+        )
+        clone = volumes.make(row, base.group)
+        place(clone, base, base)
+        return clone
+
+    def promote(self, name: str, answer: Answer) -> None:
+        """Let a clone take over the snapshot that it was made from, and the older ones with it: they are found under
+        its name from now on, and the volume that they were of counts as its clone. Nothing is copied."""
+        volumes = self._volumes
+        try:
+            clone = volumes.find(name)
+            base = clone.ground
+            if (
+                clone.role is not Role.VOLUME
+                or base is None
+                or base.role is not Role.SNAPSHOT
+                or base.parent in (None, clone)
+            ):
+                raise RequestError(f"{name!r} is not a clone of a snapshot that there is")
+            former = base.parent
+            assert former is not None
+            moving = [base]
+            while (older := predecessor(moving[-1])) is not None:
+                moving.append(older)
+            moving = [node for node in moving if node.parent is former]
+            for node in moving:
+                if node.role is Role.SNAPSHOT:
+                    volumes.check_free(f"{clone.label}@{node.label}")
+        except HoldfastError as error:
+            answer(error)
+            return
+        self._rename(moving, clone)
+        origins = clone.origin_id, former.origin_id
+        clone.origin_id, former.origin_id = former.origin_id, base.volume_id
+
+        def promoted(error: HoldfastError | None) -> None:
+            if error is not None:
+                self._rename(moving, former)
+                clone.origin_id, former.origin_id = origins
+            answer(error or clone)
+
+        volumes.scheduler.spawn(guarded(volumes.checkpoint()), f"promote {name}", promoted)
+
+    def _rename(self, nodes: list[Volume], parent: Volume) -> None:
+        by_name = self._volumes.by_name
+        for node in nodes:
+            by_name.pop(node.name, None)
+            node.parent = parent
+            if node.role is Role.SNAPSHOT:
+                by_name[node.name] = node
+
+    def roll_back(self, name: str, answer: Answer) -> None:
+        """Let a volume, to which nobody is connected, be what its snapshot is. All its snapshots stay. `answer` gets
+        the volume once that is durable."""
+        volumes = self._volumes
+        try:
+            snapshot = volumes.find(name)
+            volume = snapshot.parent
+            if snapshot.role is not Role.SNAPSHOT or volume is None:
+                raise RequestError(f"{name!r} is not a snapshot; give it as VOLUME@SNAPSHOT")
+            volumes.check_unused(volume)
+            volumes.hold_for_more([Role.VOLUME])
+        except HoldfastError as error:
+            answer(error)
+            return
+        row = replace(
+            volume.row(),
+            volume_id=volumes.next_id,
+            size_bytes=snapshot.size_bytes,
+            root=0,
+            root_level=snapshot.root_level,
+            mapped_blocks=0,
+            reach_blocks=0,
+            loss_open=False,
+        )
+        successor = volumes.make(row, volume.group)
+        place(successor, snapshot, snapshot)
+        theirs = [node for node in volumes.by_id.values() if node.parent is volume]
+        volume.removing = True
+        self._rename(theirs, successor)
+
+        def rolled_back(error: HoldfastError | None) -> None:
+            volume.removing = False
+            if error is None:
+                volumes.by_name[successor.name] = successor
+                hide(volume)
+            else:
+                self._rename(theirs, volume)
+                hide(successor)
+            volumes.removal.begin()
+            answer(error or successor)
+
+        volumes.scheduler.spawn(guarded(volumes.checkpoint()), f"roll back to {name}", rolled_back)
+
+
+def _check_snapshotable(head: Volume, label: str) -> None:
+    if head.role is not Role.VOLUME:
+        raise RequestError(f"{head.name!r} is a snapshot; clone it, and take snapshots of the clone")
+    if not 0 < len(label.encode()) <= SNAPSHOT_NAME_BYTES_MAX:
+        raise RequestError(f"the name of a snapshot has 1 to {SNAPSHOT_NAME_BYTES_MAX} characters")

@@ -1,0 +1,171 @@
+"""The version tree: volumes, snapshots and clones as nodes that share blocks, each block in the map of exactly one.
+
+A node has a map of its own, and where that has no entry (0), its **basis** is asked:
+
+    a volume        has no basis: what has no entry is a hole. The basis of a clone is the snapshot it was made from
+    a snapshot      has the next newer snapshot of its volume as its basis, the newest one the volume itself
+
+So taking a snapshot costs one node with an empty map. What the volume then replaces goes, as a map entry and without
+being copied, to its newest snapshot, unless that has an entry there already: it is the **keeper**. An entry without a
+block says what the keeper saw: HOLE_MARK a hole; GROUND_MARK what the clone had from its **ground**, the snapshot that
+it was made from, which is the ground of all its snapshots as well.
+
+    older snapshot -> newer snapshot -> volume          older snapshot -> snapshot -> clone
+                          ^ clone's basis and ground                                    -> snapshot it was made from
+
+Invariants
+ 1. Each stored block is referred to by one map entry of one node. So counts of live blocks, the cleaner and the check
+    need no counts of sharing.
+ 2. Entries move against the arrows only: from a node to one whose basis it is. Whoever collects what a node sees, from
+    the far end of its chain on, misses nothing while others change the maps (`View`).
+ 3. A removed node stays, hidden, as long as it is the ground of others. Otherwise what it has goes to the one snapshot
+    that looks through it (its heir), or is dropped if there is none (`Removal`); until that is done it gets nothing
+    new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from holdfast.errors import CorruptionError
+from holdfast.pool.block import LEVEL_SHIFT
+from holdfast.pool.tables import VolumeRow
+from holdfast.volume.volume import Role, Volume
+
+VIEW_LEVEL = 8  # of the pages that hold what a node with a basis sees; they are never stored
+# Of the snapshots that are going, so many are asked. The last one gets what is replaced even if it is going itself, and
+# hands it on: any node is right that nobody before it has an entry in.
+KEEPERS_MAX = 4
+_VIEW_BASE = VIEW_LEVEL << LEVEL_SHIFT
+
+
+def place(node: Volume, basis: Volume | None, ground: Volume | None) -> None:
+    """Put a node that has no place yet into the tree."""
+    node.basis, node.ground = basis, ground
+    if basis is not None:
+        basis.dependents.append(node)
+    if ground is not None:
+        ground.grounded += 1
+    # The own map of a snapshot has marks in it, which reads know nothing of.
+    plain = basis is None and node.role is Role.VOLUME
+    node.read_base = node.key_base if plain else node.key_base | _VIEW_BASE
+    node.versioned = basis is not None
+
+
+def place_all(rows: Iterable[VolumeRow], by_id: dict[int, Volume]) -> None:
+    """Give all nodes the places that the volume table says. Raises CorruptionError if it names one that is not
+    there."""
+    for row in rows:
+        for wanted in (row.basis_id, row.ground_id):
+            if wanted and wanted not in by_id:
+                raise CorruptionError(f"volume {row.volume_id} is based on {wanted}, which is not in the volume table")
+        node = by_id[row.volume_id]
+        place(node, by_id.get(row.basis_id), by_id.get(row.ground_id))
+        node.parent = by_id.get(row.parent_id)
+    for node in by_id.values():
+        refresh_keepers(node)
+
+
+def take_snapshot(volume: Volume, node: Volume) -> None:
+    """`node`, without a single entry, is from now on what `volume` is at this moment."""
+    previous = predecessor(volume)
+    place(node, volume, volume.ground)
+    node.parent = volume
+    if previous is not None:
+        volume.dependents.remove(previous)
+        node.dependents.append(previous)
+        previous.basis = node
+    refresh_keepers(volume)
+
+
+def predecessor(node: Volume) -> Volume | None:
+    """The snapshot that looks for its blocks in `node` because it was taken before it, not a clone of it."""
+    for dependent in node.dependents:
+        if dependent.ground is not node:
+            return dependent
+    return None
+
+
+def is_going(node: Volume) -> bool:
+    """True if what the node has can go to its heir, or nobody needs it."""
+    return node.role is Role.HIDDEN and not node.grounded
+
+
+def hide(node: Volume) -> None:
+    """The node is removed, as far as those outside can see."""
+    node.role = Role.HIDDEN
+    node.keepers = ()
+    volume = head(node)
+    if volume is not None:
+        refresh_keepers(volume)
+
+
+def refresh_keepers(volume: Volume) -> None:
+    """Find anew who gets what a volume replaces: the first snapshot that stays. Those that are going are asked as well
+    whether they have an entry: then nobody behind them looks through."""
+    if volume.role is not Role.VOLUME:
+        return
+    keepers: list[Volume] = []
+    below = volume.size_blocks
+    keeper = predecessor(volume)
+    while keeper is not None:
+        keepers.append(keeper)
+        below = min(below, keeper.size_blocks, keeper.reach_blocks or below)
+        if not is_going(keeper) or len(keepers) == KEEPERS_MAX:
+            break
+        keeper = predecessor(keeper)
+    volume.keepers = tuple(keepers) if keeper is not None else ()
+    volume.keep_below = below if volume.keepers else 0
+    volume.versioned = bool(volume.keepers) or volume.basis is not None
+
+
+def remove_place(node: Volume) -> None:
+    """Take an emptied node out of the tree: whoever looked through it looks at its basis now."""
+    assert not node.grounded
+    heir, basis, ground, volume = predecessor(node), node.basis, node.ground, head(node)
+    if heir is not None:
+        node.dependents.remove(heir)
+        heir.basis = basis
+        if basis is not None:
+            basis.dependents.append(heir)
+        reach = [blocks for blocks in (heir.reach_blocks, node.reach_blocks) if blocks]
+        if node.size_blocks < heir.size_blocks:
+            reach.append(node.size_blocks)
+        heir.reach_blocks = min(reach, default=0)
+    assert not node.dependents
+    if basis is not None:
+        basis.dependents.remove(node)
+    if ground is not None:
+        ground.grounded -= 1
+    for changed in (volume, None if ground is None else head(ground)):
+        if changed is not None:
+            refresh_keepers(changed)
+    node.basis = node.ground = None
+
+
+def head(node: Volume) -> Volume | None:
+    """The volume at the end of the chain of a snapshot, itself for a volume; None if that is gone."""
+    current = node
+    while current.role is not Role.VOLUME:
+        if current.basis is None or current.basis is current.ground:
+            return None
+        current = current.basis
+    return current
+
+
+def chain(node: Volume) -> list[Volume]:
+    """The nodes that a node sees through: itself first, the far end last."""
+    nodes = []
+    current: Volume | None = node
+    while current is not None:
+        nodes.append(current)
+        current = current.basis
+    return nodes
+
+
+def sees_below(node: Volume) -> int:
+    """A node sees through to its basis below this block."""
+    basis = node.basis
+    if basis is None:
+        return 0
+    return min(basis.size_blocks, node.reach_blocks or basis.size_blocks)

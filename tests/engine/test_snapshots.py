@@ -1,0 +1,381 @@
+"""Snapshots and clones: each is what its volume was at one moment, whatever is written, removed and cut short after."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import pytest
+
+from holdfast.errors import HoldfastError, RequestError
+from holdfast.sim.accounts import check_accounts
+from holdfast.sim.world import World
+from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
+from holdfast.volume.volume import Role, Volume
+from tests.engine.helpers import HoldingWorld, create, new_world
+
+BLOCK = BLOCK_SIZE_BYTES
+SIZE = 8 * MIB
+BLOCKS = SIZE // BLOCK
+
+
+@pytest.fixture(autouse=True)
+def quiet_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, logger="holdfast")
+
+
+@pytest.fixture
+def world() -> HoldingWorld:
+    return new_world("snapshots")
+
+
+def call(world: World, begin: Callable[[Callable[[Any], None]], object]) -> Any:
+    """Do what calls back, and wait for that; raises the error that it calls back with."""
+    outcome = world.wait_for(begin)
+    world.settle(lambda: bool(outcome))
+    if isinstance(outcome[0], HoldfastError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def snapshot(world: World, *names: str) -> list[Volume]:
+    wanted = [tuple(name.split("@")) for name in names]
+    taken: list[Volume] = call(world, lambda answer: world.engine.snapshots.take(wanted, answer))  # type: ignore[arg-type]
+    return taken
+
+
+def clone(world: World, source: str, name: str) -> Volume:
+    made: Volume = call(world, lambda answer: world.engine.snapshots.clone(source, name, answer))
+    return made
+
+
+def remove(world: World, name: str, *, snapshots: bool = False) -> None:
+    call(world, lambda answer: world.engine.remove_volume(name, answer, snapshots=snapshots))
+
+
+def roll_back(world: World, name: str) -> None:
+    call(world, lambda answer: world.engine.snapshots.roll_back(name, answer))
+
+
+def promote(world: World, name: str) -> None:
+    call(world, lambda answer: world.engine.snapshots.promote(name, answer))
+
+
+def write(world: World, name: str, lba: int, content: bytes) -> None:
+    world.run(world.engine.writer.write(world.engine.find(name), lba << BLOCK_SHIFT, memoryview(content)))
+
+
+def trim(world: World, name: str, lba: int, count: int) -> None:
+    world.run(world.engine.writer.trim(world.engine.find(name), lba << BLOCK_SHIFT, count << BLOCK_SHIFT))
+
+
+def read(world: World, name: str, lba: int = 0, count: int = 1) -> bytes:
+    into = memoryview(bytearray(count * BLOCK))
+    world.run(world.engine.reader.read(world.engine.find(name), lba << BLOCK_SHIFT, into))
+    return bytes(into)
+
+
+def of(value: int) -> bytes:
+    return bytes([value]) * BLOCK
+
+
+# ---- one thing at a time
+
+
+def test_a_snapshot_keeps_what_is_overwritten_and_what_is_trimmed(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    write(world, "v", 0, of(1) + of(2) + of(3))
+    snapshot(world, "v@s")
+    write(world, "v", 0, of(9))
+    trim(world, "v", 1, 1)
+    write(world, "v", 5, of(7))
+    assert read(world, "v", 0, 6) == of(9) + of(0) + of(3) + 2 * of(0) + of(7)
+    assert read(world, "v@s", 0, 6) == of(1) + of(2) + of(3) + 3 * of(0)
+    check_accounts(world)
+
+
+def test_a_block_is_in_one_map_at_a_time(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    write(world, "v", 0, of(1) + of(2))
+    (taken,) = snapshot(world, "v@s")
+    volume = world.engine.find("v")
+    assert (volume.mapped_blocks, taken.mapped_blocks) == (2, 0)
+    write(world, "v", 0, of(9))
+    assert (volume.mapped_blocks, taken.mapped_blocks) == (2, 1)
+    write(world, "v", 0, of(8))
+    assert (volume.mapped_blocks, taken.mapped_blocks) == (2, 1)
+
+
+def test_a_clone_changes_neither_its_snapshot_nor_the_volume(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    write(world, "v", 0, of(1) + of(2) + of(3))
+    snapshot(world, "v@s")
+    clone(world, "v@s", "c")
+    write(world, "c", 1, of(5))
+    trim(world, "c", 2, 1)
+    write(world, "v", 0, of(9))
+    assert read(world, "c", 0, 3) == of(1) + of(5) + of(0)
+    assert read(world, "v@s", 0, 3) == of(1) + of(2) + of(3)
+    snapshot(world, "c@t")
+    write(world, "c", 0, of(6) + of(7) + of(8))
+    assert read(world, "c@t", 0, 3) == of(1) + of(5) + of(0)
+    assert read(world, "c", 0, 3) == of(6) + of(7) + of(8)
+    check_accounts(world)
+
+
+def test_snapshots_of_several_volumes_are_of_one_moment_or_there_is_none(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    create(world, "w", SIZE)
+    write(world, "v", 0, of(1))
+    assert [node.name for node in snapshot(world, "v@s", "w@s")] == ["v@s", "w@s"]
+    with pytest.raises(RequestError, match="'w@s' already"):
+        snapshot(world, "v@t", "w@s")
+    with pytest.raises(RequestError):
+        world.engine.find("v@t")
+
+
+@pytest.mark.parametrize("order", ["vst", "vts", "stv", "tsv", "svt", "tvs"])
+def test_a_volume_and_its_snapshots_go_in_any_order_and_leave_nothing(world: HoldingWorld, order: str) -> None:
+    create(world, "v", SIZE)
+    used = world.engine.space.live.sum()
+    for number, name in enumerate("st"):
+        for lba in range(0, BLOCKS, 300):
+            write(world, "v", lba + number, of(number + 1) * 3)
+        snapshot(world, f"v@{name}")
+    write(world, "v", 0, of(9) * 4)
+    clone(world, "v@s", "c")
+    before = read(world, "c", 0, BLOCKS)
+    for name in order:
+        if name == "v":
+            for left in [node.label for node in world.engine.by_name.values() if node.role is Role.SNAPSHOT]:
+                remove(world, f"v@{left}")
+            remove(world, "v")
+        elif f"v@{name}" in world.engine.by_name:
+            remove(world, f"v@{name}")
+        assert read(world, "c", 0, BLOCKS) == before
+        world.settle()
+        check_accounts(world)
+    remove(world, "c")
+    world.settle()
+    check_accounts(world)
+    assert len(world.engine.volumes.by_id) == 0
+    create(world, "v", SIZE)
+    assert world.engine.space.live.sum() == used
+
+
+def test_a_volume_rolled_back_is_as_it_was_and_its_snapshots_stay(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    for number in range(3):
+        write(world, "v", number, of(number + 1))
+        snapshot(world, f"v@s{number}")
+    write(world, "v", 0, of(9) * 5)
+    roll_back(world, "v@s1")
+    assert read(world, "v", 0, 5) == of(1) + of(2) + 3 * of(0)
+    write(world, "v", 0, of(7))
+    snapshot(world, "v@after")
+    write(world, "v", 1, of(8))
+    world.settle()
+    assert read(world, "v", 0, 3) == of(7) + of(8) + of(0)
+    assert read(world, "v@after", 0, 3) == of(7) + of(2) + of(0)
+    assert read(world, "v@s2", 0, 4) == of(1) + of(2) + of(3) + of(0)
+    assert read(world, "v@s0", 0, 4) == of(1) + 3 * of(0)
+    check_accounts(world)
+    roll_back(world, "v@s2")
+    world.settle()
+    assert read(world, "v", 0, 4) == of(1) + of(2) + of(3) + of(0)
+    assert read(world, "v@after", 0, 3) == of(7) + of(2) + of(0)
+    check_accounts(world)
+
+
+def test_a_promoted_clone_takes_its_snapshot_with_it(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    write(world, "v", 0, of(1))
+    snapshot(world, "v@old")
+    snapshot(world, "v@s")
+    write(world, "v", 0, of(2))
+    snapshot(world, "v@new")
+    clone(world, "v@s", "c")
+    promote(world, "c")
+    assert sorted(world.engine.by_name) == ["c", "c@old", "c@s", "v", "v@new"]
+    remove(world, "v", snapshots=True)
+    world.settle()
+    assert read(world, "c") == read(world, "c@s") == read(world, "c@old") == of(1)
+    check_accounts(world)
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        (lambda world: snapshot(world, "v@s"), "already"),
+        (lambda world: snapshot(world, "v@" + "x" * 65), "1 to 64"),
+        (lambda world: snapshot(world, "v@a", "v@b"), "twice"),
+        (lambda world: remove(world, "v"), "has 1 snapshots"),
+        (lambda world: promote(world, "v"), "not a clone"),
+        (lambda world: roll_back(world, "v"), "not a snapshot"),
+        (lambda world: clone(world, "v@s", "v"), "already"),
+        (lambda world: clone(world, "v@none", "w"), "no volume"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_changes_nothing(
+    world: HoldingWorld, what: Callable[[World], object], why: str
+) -> None:
+    create(world, "v", SIZE)
+    snapshot(world, "v@s")
+    with pytest.raises((RequestError, ValueError), match=why):
+        what(world)
+    assert sorted(world.engine.by_name) == ["v", "v@s"]
+    assert len(world.engine.volumes.by_id) == 2
+
+
+def test_a_protected_snapshot_is_not_removed(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    (taken,) = snapshot(world, "v@s")
+    taken.protected = True
+    with pytest.raises(RequestError, match="protected"):
+        remove(world, "v@s")
+    with pytest.raises(RequestError, match="protected"):
+        remove(world, "v", snapshots=True)
+
+
+def test_a_snapshot_is_exported_for_reading_only(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    snapshot(world, "v@s")
+    export = world.server.find("v@s")
+    assert export is not None
+    assert export.read_only
+    assert not world.server.find("v").read_only  # type: ignore[union-attr]
+
+
+# ---- everything at once
+
+
+class Story:
+    """Random changes of a pool, and what each volume and snapshot must hold: contents as tuples of a number a block."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = Random(seed)
+        self.world = new_world(
+            seed, pages=self.rng.choice([64, 128]), pages_per_turn=self.rng.choice([1, 64]), segments=128
+        )
+        self.contents: dict[str, list[int]] = {}
+        self.lbas = sorted({*self.rng.sample(range(BLOCKS), 24), 0, 511, 512, BLOCKS - 1})
+        self.next_number = 1
+        create(self.world, "v0", SIZE)
+        self.contents["v0"] = [0] * len(self.lbas)
+
+    def volumes(self) -> list[str]:
+        return [name for name in self.contents if "@" not in name]
+
+    def snapshots(self) -> list[str]:
+        return [name for name in self.contents if "@" in name]
+
+    def new_name(self, prefix: str) -> str:
+        self.next_number += 1
+        return f"{prefix}{self.next_number}"
+
+    def step(self) -> None:
+        rng, world = self.rng, self.world
+        action = rng.choices(
+            [
+                "write",
+                "trim",
+                "snapshot",
+                "clone",
+                "remove",
+                "roll back",
+                "promote",
+                "checkpoint",
+                "die",
+                "look",
+                "rest",
+            ],
+            [60, 10, 8, 4, 6, 2, 2, 3, 3, 5, 3],
+        )[0]
+        if action == "write":
+            name, number = rng.choice(self.volumes()), rng.randrange(1, 1 << 20)
+            first = rng.randrange(len(self.lbas))
+            for index in range(first, min(len(self.lbas), first + rng.choice([1, 1, 4, 12]))):
+                write(world, name, self.lbas[index], number.to_bytes(4, "little") * (BLOCK // 4))
+                self.contents[name][index] = number
+        elif action == "trim":
+            name = rng.choice(self.volumes())
+            start, stop = sorted(rng.choices(range(BLOCKS + 1), k=2))
+            trim(world, name, start, stop - start)
+            for index, lba in enumerate(self.lbas):
+                if start <= lba < stop:
+                    self.contents[name][index] = 0
+        elif action == "snapshot":
+            chosen = rng.sample(self.volumes(), min(len(self.volumes()), rng.choice([1, 1, 2])))
+            label = self.new_name("s")
+            snapshot(world, *(f"{name}@{label}" for name in chosen))
+            for name in chosen:
+                self.contents[f"{name}@{label}"] = list(self.contents[name])
+        elif action == "clone" and len(self.volumes()) < 5:
+            source, name = rng.choice(list(self.contents)), self.new_name("c")
+            clone(world, source, name)
+            self.contents[name] = list(self.contents[source])
+        elif action == "remove":
+            name = rng.choice(list(self.contents))
+            if "@" in name or len(self.volumes()) > 1:
+                remove(world, name, snapshots=True)
+                for gone in [each for each in self.contents if each == name or each.startswith(f"{name}@")]:
+                    del self.contents[gone]
+        elif action == "roll back" and self.snapshots():
+            name = rng.choice(self.snapshots())
+            roll_back(world, name)
+            self.contents[name.split("@")[0]] = list(self.contents[name])
+        elif action == "promote":
+            self.promote(rng.choice(self.volumes()))
+        elif action == "checkpoint":
+            world.run(world.engine.checkpoint())
+        elif action == "die":
+            self.die()
+        elif action == "look":
+            self.look(rng.choice(list(self.contents)))
+        elif action == "rest":
+            world.settle()
+
+    def promote(self, name: str) -> None:
+        before = set(self.world.engine.by_name)
+        try:
+            promote(self.world, name)
+        except RequestError:
+            return
+        gone = before - set(self.world.engine.by_name)
+        for former in gone:
+            self.contents[f"{name}@{former.split('@')[1]}"] = self.contents.pop(former)
+
+    def die(self) -> None:
+        """All that was written must be there: the ring survives, or it was flushed before."""
+        world = self.world
+        if self.rng.random() < 0.5:
+            world.server_dies()
+        else:
+            world.run(world.engine.checkpoint())
+            world.power_fails()
+        world.open()
+        assert sorted(world.engine.by_name) == sorted(self.contents)
+
+    def look(self, name: str) -> None:
+        for index, lba in enumerate(self.lbas):
+            expected = self.contents[name][index].to_bytes(4, "little") * (BLOCK // 4)
+            assert read(self.world, name, lba) == expected, (name, lba)
+
+    def check(self) -> None:
+        self.world.settle()
+        for name in self.contents:
+            self.look(name)
+        check_accounts(self.world)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_is_done_each_is_what_it_was(seed: int) -> None:
+    story = Story(seed)
+    for _ in range(120):
+        story.step()
+    story.check()
+    story.world.close()
+    story.world.open()
+    story.check()

@@ -384,3 +384,18 @@ def test_minimums_that_memory_does_not_have_are_remembered(world: HoldingWorld) 
     assert set_limits(world, "red", dirty_min_bytes=64 * KIB) is red
     assert (red.minimums_held, red.memory.minimums[Kind.RING]) == (True, 64 * KIB)
     check_accounts(world)
+
+
+def test_writes_that_use_up_the_memory_of_their_group_get_the_pages_that_they_wait_for(world: HoldingWorld) -> None:
+    red = make_group(world, "red", memory_bytes=MIB)
+    create_in(world, "redisk", red)
+    clients = [connect(world, "redisk") for _ in range(4)]
+    payload = bytes(64 * KIB - 1024)  # not whole blocks: each is copied while it waits for its leaf
+    answers = [
+        client.send(CMD_WRITE, (number * 20 + index) * 2 * MIB + 512, payload=payload)
+        for number, client in enumerate(clients)
+        for index in range(16)
+    ]
+    world.settle(lambda: all(answer.ready for answer in answers))
+    assert {answer.errno for answer in answers} == {0}
+    check_accounts(world)

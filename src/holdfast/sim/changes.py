@@ -58,6 +58,7 @@ class Changes:
         self.world = world
         self.model = model
         self._volumes = volumes
+        self.becoming_another: Mapping[str, object] = {}  # volumes that are rolled back just now, perhaps
         self._tolerant = tolerant
         self._number = 0
         self._clearing: dict[int, tuple[str, int, int]] = {}  # trims and zeroings under way: volume, first, last block
@@ -87,7 +88,7 @@ class Changes:
             return
         kept = []
         for client, changes in self._ghosts:
-            if not client.connection.closed:
+            if not client.connection.closed or client.volume in self.becoming_another:
                 kept.append((client, changes))
                 continue
             for change in changes.values():
@@ -97,7 +98,12 @@ class Changes:
         self._ghosts = kept
 
     def forget_volume(self, name: str) -> None:
+        """What was under way for a volume that is no more, or that becomes another one, counts for nothing."""
         self.model.forget_volume(name)
+        for _, changes in [ghost for ghost in self._ghosts if ghost[0].volume == name]:
+            for change in changes.values():
+                self._over(change.number)
+        self._ghosts = [ghost for ghost in self._ghosts if ghost[0].volume != name]
         for key in [key for key in self._settling if key[0] == name]:
             del self._settling[key]
 

@@ -10,6 +10,7 @@ from holdfast.pool.opening import read_superblock_slots
 from holdfast.pool.superblock import newest_superblock
 from holdfast.scrub.pool_check import OverlayDisk, PoolChecker
 from holdfast.sim.accounts import check_accounts, check_nothing_held, mapped_lbas
+from holdfast.sim.faults import FLIP
 from holdfast.sim.model import Key, Model
 from holdfast.sim.workload import Workload
 from holdfast.sim.world import World
@@ -101,6 +102,7 @@ class Inspection:
             else:
                 operator.forget(name)
         operator.unsure.clear()
+        self.work.history.find()
 
     def check_damaged(self) -> None:
         """Promise 6 alone, for a medium that lies: no block reads as what it never held."""
@@ -128,6 +130,19 @@ class Inspection:
         for name in self.work.operator.volumes:
             for lba in mapped_lbas(self.world, self.world.engine.find(name)):
                 assert (name, lba) in model.blocks, f"block {lba} of {name} is mapped, and nobody wrote it"
+        self._check_snapshots()
+
+    def _check_snapshots(self) -> None:
+        """Each snapshot holds what it held when it was taken, and nothing else."""
+        history = self.work.history
+        for name, record in history.records.items():
+            assert record.sure, f"snapshot {name} was never answered"
+            misread = any(kind == FLIP for _point, kind, _rate in self.work.swarm.faults)
+            found = self.contents([(name, lba) for lba in record.allowed], damaged=misread)
+            for (_, lba), content in found.items():
+                history.found(name, lba, content)
+            for lba in [] if misread else mapped_lbas(self.world, self.world.engine.find(name)):
+                assert lba in record.allowed, f"block {lba} of {name} is mapped, and nobody wrote it"
 
     # ---- at the end
 

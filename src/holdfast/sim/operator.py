@@ -40,13 +40,24 @@ class Operator:
         self._tolerant = tolerant
         self._made = made
         self._left = left
-        self._forgotten = forgotten
+        self.forgotten = forgotten
         self._created = 0
 
     def create(self) -> str:
         """Begin to make a volume."""
         self._created += 1
         name, size = f"disk{self._created}", self._rng.choice(self._sizes)
+        self._make(name, size, lambda answer: self.world.engine.create_volume(name, size, answer))
+        return name
+
+    def clone(self, snapshot: str, size: int) -> str:
+        """Begin to make a volume of a snapshot."""
+        self._created += 1
+        name = f"clone{self._created}"
+        self._make(name, size, lambda answer: self.world.engine.snapshots.clone(snapshot, name, answer))
+        return name
+
+    def _make(self, name: str, size: int, begin: Callable[[Callable[..., None]], None]) -> None:
         self.unsure[name] = size
 
         def answered(outcome: Volume | HoldfastError | None) -> None:
@@ -59,20 +70,17 @@ class Operator:
                 struck = self.world.faults.struck
                 short = struck["state", REFUSE] + struck["staging", REFUSE] and isinstance(outcome, ShortageError)
                 assert short or outcome.errno == ENOSPC or self._tolerant(), outcome
+                self.forgotten(name)
 
         self.world.note("operator", "create", name)
-        self.world.wait_for(lambda answer: self.world.engine.create_volume(name, size, _both(answered, answer)))
-        return name
+        self.world.wait_for(lambda answer: begin(both(answered, answer)))
 
     def remove(self, name: str) -> None:
         """Remove a volume from under all of its clients, unless it is the last one."""
         if len(self.volumes) < 2 or name not in self.volumes:
             return
         self.unsure[name] = self.volumes.pop(name)
-        for client in self.world.clients:
-            if client.volume == name and not client.gone:
-                client.hang_up(reset=True)
-                self._left(client)
+        self.let_go(name)
         self.world.note("operator", "remove", name)
         self.world.wait_for(lambda answer: self._try_to_remove(name, answer))
 
@@ -87,14 +95,21 @@ class Operator:
             del self.unsure[name]
             self.forget(name)
 
-        engine.remove_volume(name, _both(answered, answer))
+        engine.remove_volume(name, both(answered, answer), snapshots=True)
+
+    def let_go(self, name: str) -> None:
+        """The clients of a volume have to go."""
+        for client in self.world.clients:
+            if client.volume == name and not client.gone:
+                client.hang_up(reset=True)
+                self._left(client)
 
     def forget(self, name: str) -> None:
         self.gone[name] = None
-        self._forgotten(name)
+        self.forgotten(name)
 
 
-def _both(first: Callable[..., None], second: Callable[..., None]) -> Callable[..., None]:
+def both(first: Callable[..., None], second: Callable[..., None]) -> Callable[..., None]:
     def call(outcome: object) -> None:
         first(outcome)
         second(outcome)

@@ -26,6 +26,7 @@ from holdfast.nbd.protocol import (
 from holdfast.sim.changes import Changes, Part
 from holdfast.sim.client import Answer, SimClient
 from holdfast.sim.faults import FLIP
+from holdfast.sim.history import History
 from holdfast.sim.model import ZERO, Key, Model
 from holdfast.sim.operator import Operator
 from holdfast.sim.prng import stream
@@ -49,7 +50,9 @@ class Workload:
             world, self.rng, swarm.sizes,
             tolerant=self._tolerant, made=self.connect_all, left=self._give_up, forgotten=self._forgotten,
         )  # fmt: skip
+        self.history = History(world, model, self.operator, self.rng, excuse=self._excuse, connect_all=self.connect_all)
         self.changes = Changes(world, model, self.operator.volumes, self._tolerant)
+        self.changes.becoming_another = self.history.rolling
         self.flushed = -1  # everything acknowledged before this moment is durable
         self.operations = 0  # requests sent
         self.left = 0  # requests that may still be sent now
@@ -60,7 +63,9 @@ class Workload:
             "flush": self._flush, "status": self._status, "cache": self._cache, "nonsense": self._nonsense,
             "hang_up": self._hang_up,
             "stop_reading": self._stop_reading, "say_goodbye": self._say_goodbye, "checkpoint": self._checkpoint,
-            "create": self._create, "remove": self._remove,
+            "create": self._create, "remove": self._remove, "snapshot": self._snapshot, "clone": self._clone,
+            "look": lambda _client: self.history.look(), "remove_snapshot": lambda _client: self.history.remove(),
+            "roll_back": lambda _client: self.history.roll_back(),
         }  # fmt: skip
         self._actions = list(swarm.actions)
         self._weights = list(swarm.actions.values())
@@ -165,6 +170,12 @@ class Workload:
     def _tolerant(self) -> bool:
         """True if an errno may be answered: something fails now, or did when the request was sent."""
         return self._excused or self.world.faults.failing() or self.swarm.damage or self._is_lost()
+
+    def _excuse(self) -> Callable[[], bool]:
+        """Whether what begins now may end with an errno, to be asked when it has."""
+        era, failing = self.era, self.world.faults.failing()
+        misread = any(kind == FLIP for _point, kind, _rate in self.swarm.faults)
+        return lambda: failing or misread or era != self.era or self._tolerant()
 
     def _is_lost(self) -> bool:
         """True while a volume says that accepted data is lost: a misreading was taken for that, while faults struck."""
@@ -379,7 +390,17 @@ class Workload:
             self.operator.create()
 
     def _remove(self, client: SimClient) -> None:
-        self.operator.remove(client.volume)
+        name = client.volume
+        if self.history.is_free(name) and len(self.operator.volumes) > 1 and name in self.operator.volumes:
+            self.history.forget_volume(name)
+            self.operator.remove(name)
+
+    def _snapshot(self, client: SimClient) -> None:
+        self.history.take(client.volume)
+
+    def _clone(self, _client: SimClient) -> None:
+        if len(self.operator.volumes) + len(self.operator.unsure) < VOLUMES_MAX:
+            self.history.clone()
 
     def _forgotten(self, name: str) -> None:
         self.changes.forget_volume(name)

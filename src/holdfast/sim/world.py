@@ -287,7 +287,7 @@ class World:
 
     def spawn(self, work: Work, name: str = "test") -> list[Any]:
         """Run a generator of the engine (of its writer or reader, say) as a task; the list gets its outcome."""
-        return self.wait_for(lambda done: self.engine.scheduler.spawn(_caught(work), name, done))
+        return self.wait_for(lambda done: self.engine.scheduler.spawn(caught(work), name, done))
 
     def run(self, work: Work) -> Any:
         """Run a generator of the engine to its end; raises the HoldfastError that it ends with."""
@@ -374,7 +374,8 @@ def _buffer(size_bytes: int) -> memoryview:
     return memory[start : start + size_bytes].data
 
 
-def _caught(work: Work) -> Work:
+def caught(work: Work) -> Work:
+    """The same work, which returns the HoldfastError that it would raise."""
     try:
         return (yield from work)
     except HoldfastError as error:

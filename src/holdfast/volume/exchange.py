@@ -30,7 +30,9 @@ class Exchange:
 
     def keepers(self, volume: Volume, leaf: int) -> tuple[Volume, ...]:
         """Who keeps what the volume replaces in this leaf; the last of them gets it. Empty: nobody."""
-        return volume.keepers if leaf << PAGE_SHIFT < volume.keep_below else ()
+        keepers = volume.keepers if leaf << PAGE_SHIFT < volume.keep_below else ()
+        # Whoever sees through a leaf that is lost sees nothing behind it: there is nothing to be kept for.
+        return () if any(leaf in keeper.lost_leaves for keeper in keepers) else keepers
 
     def keeper_slots(self, volume: Volume, leaf: int) -> list[int] | None:
         """The slots of the keepers' leaves, in their order; None if one is not resident."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from holdfast.volume.page_cache import PageCache
-from holdfast.volume.page_table import PageTable
+from holdfast.volume.page_table import PageDamagedError, PageTable
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Scheduler, Waitlist, Work
 
@@ -26,7 +26,8 @@ class Leaves:
         good until the caller next yields.
 
         One such request at a time: tasks that each had brought in some of their leaves would evict each other's, for
-        ever. Raises CorruptionError or DiskError if a page cannot be read.
+        ever. Raises CorruptionError or DiskError if a page cannot be read. If one of a node behind the first is lost
+        for good that is noted, and the slots are those of the nodes before.
         """
         while self._busy:
             yield self._turn
@@ -35,7 +36,13 @@ class Leaves:
         slots: list[int] = []
         try:
             for node in nodes:
-                slot = yield from self._table.page(node, 0, leaf, create=True)
+                try:
+                    slot = yield from self._table.page(node, 0, leaf, create=True)
+                except PageDamagedError as error:
+                    if node is nodes[0] or not error.given_up:
+                        raise
+                    node.note_lost_leaf(leaf)
+                    break
                 self._cache.children[slot] += 1  # stays while the next one is read
                 slots.append(slot)
         finally:

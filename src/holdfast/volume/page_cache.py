@@ -25,7 +25,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from holdfast.memory.group import Group, Kind
+from holdfast.memory.group import UNLIMITED_BYTES, Group, Kind
 from holdfast.memory.reclaim import Pressure
 from holdfast.pool.block import VOLUME_SHIFT
 from holdfast.units import BLOCK_SIZE_BYTES
@@ -34,6 +34,7 @@ PAGE_ENTRIES = BLOCK_SIZE_BYTES // 8
 PAGE_SHIFT = 9
 PAGE_MASK = PAGE_ENTRIES - 1
 PAGES_MIN = 64
+GROUP_PAGES_MIN = 16  # that a group has whatever else it uses: for the leaves of an operation or two, and those above
 EVICTION_BATCH = 64
 RETURN_BATCH = 256  # slots a tick that come back once the host has enough memory again
 
@@ -79,9 +80,17 @@ class PageCache:
         return self.bytes[at : at + BLOCK_SIZE_BYTES]
 
     def take_slots(self, count: int, group: Group) -> list[int]:
-        """So many free slots, charged to `group`; none at all if it, or a group above it, refuses."""
-        if group.try_charge(Kind.MAP_PAGES, count * BLOCK_SIZE_BYTES) is not None:
-            return []
+        """So many free slots, charged to `group`; none at all if it, or a group above it, refuses.
+
+        At its limit of all kinds a group gets a few all the same, if the server has them: what else it has used its
+        memory for, copies of what is to be written above all, may wait for just these.
+        """
+        count_bytes = count * BLOCK_SIZE_BYTES
+        if group.try_charge(Kind.MAP_PAGES, count_bytes) is not None:
+            few = group.usage[Kind.MAP_PAGES] + count_bytes <= GROUP_PAGES_MIN * BLOCK_SIZE_BYTES
+            if not few or group.limit_bytes == UNLIMITED_BYTES or self.root.room_bytes(Kind.MAP_PAGES) < count_bytes:
+                return []
+            group.charge(Kind.MAP_PAGES, count_bytes)
         taken = self.free[-count:]
         del self.free[-count:]
         for slot in taken:

@@ -29,11 +29,12 @@ from holdfast.work.task import Scheduler, Waitlist, Work
 
 
 class PageDamagedError(CorruptionError):
-    """A map page does not check out. `key`: its owner word."""
+    """A map page does not check out. `key`: its owner word; `given_up`: it never will."""
 
-    def __init__(self, message: str, key: int) -> None:
+    def __init__(self, message: str, key: int, *, given_up: bool) -> None:
         super().__init__(message)
         self.key = key
+        self.given_up = given_up
 
 
 class PageTable:
@@ -139,8 +140,11 @@ class PageTable:
         if errno:
             where = f"map page {key:#x} of volume {volume.name}"
             if errno == DAMAGED:
-                volume.note_page_damage(key, "its check does not match", known=is_given_up(entry))
-                raise PageDamagedError(f"{where} is damaged; 2 MiB or more cannot be read: run `holdfast check`", key)
+                given_up = is_given_up(entry)
+                volume.note_page_damage(key, "its check does not match", known=given_up)
+                raise PageDamagedError(
+                    f"{where} is damaged; 2 MiB or more cannot be read: run `holdfast check`", key, given_up=given_up
+                )
             raise DiskError(f"{where} cannot be read: errno {errno}", errno)
 
     def poison(self, volume: Volume, key: int) -> None:

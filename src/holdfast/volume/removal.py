@@ -155,9 +155,13 @@ class Removal:
         self._emptied.append(node)
 
     def _empty_leaf(self, node: Volume, heir: Volume | None, leaf: int) -> Work:
-        nodes = (node,) if heir is None else (node, heir)
         while True:
+            if heir is not None and leaf in heir.lost_leaves:
+                heir = None
+            nodes = (node,) if heir is None else (node, heir)
             slots = yield from self._leaves.bring_in(nodes, leaf)
+            if len(slots) < len(nodes):
+                continue  # the heir's leaf is lost
             row = self._cache.arena[slots[0]]
             if not row.any():
                 return

@@ -158,6 +158,7 @@ class Replayer:
                         raise
                     # What the snapshot had there cannot be read any more; the volume goes on without it.
                     self._leave_out(node, error)
+                    node.note_lost_leaf(leaf)
                     break
                 cache.children[slot] += 1  # stays while the next one is read
                 slots.append(slot)

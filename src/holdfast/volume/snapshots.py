@@ -48,10 +48,10 @@ class Snapshots:
 
         def taken(error: HoldfastError | None) -> None:
             for node in nodes:
-                if error is None:
-                    volumes.by_name[node.name] = node
-                else:
+                if error is not None:
                     hide(node)
+                elif node.role is Role.SNAPSHOT:  # not removed with its volume meanwhile
+                    volumes.by_name[node.name] = node
             if error is not None:
                 volumes.removal.begin()
             answer(error or nodes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from enum import IntEnum
 
 from holdfast.errors import CorruptionError, ReadOnlyError
@@ -94,6 +95,7 @@ class Volume:
         "loss_acknowledged",
         "loss_epoch",
         "loss_open",
+        "lost_leaves",
         "mapped_blocks",
         "mapped_blocks_max",
         "on_error",
@@ -159,6 +161,7 @@ class Volume:
         self.grounded = 0  # L: how many have it as their ground
         self.keepers: tuple[Volume, ...] = ()  # L: of a volume: who gets what it replaces (`volume/versions.py`)
         self.keep_below = 0  # L: ... if it lies below this block
+        self.lost_leaves: AbstractSet[int] = frozenset()  # L: of its map; nothing more is kept there
         self.versioned = False  # L: it has keepers or a basis
         self.read_base = self.key_base  # L: of the pages that reads go through: its own, or those of its view
 
@@ -244,6 +247,10 @@ class Volume:
             self.note_loss()
         if len(self.damaged_pages) < DAMAGED_BLOCKS_LISTED_MAX:
             self.damaged_pages.setdefault(key, what)
+
+    def note_lost_leaf(self, leaf: int) -> None:
+        """A leaf of its map cannot be read, and never will be: what is in it is lost, whatever comes."""
+        self.lost_leaves = {*self.lost_leaves, leaf}
 
     def forget_damage(self, first: int, stop: int) -> None:
         """Blocks [first, stop) were overwritten, or are holes: should they be damaged again, that is a new loss."""

@@ -251,7 +251,7 @@ class Volumes:
         comes free later. `snapshots`: those of the volume as well."""
         try:
             volume = self.find(name)
-            chosen = [volume, *self.snapshots_of(volume)]
+            chosen = [volume, *(node for node in self.snapshots_of(volume) if not node.removing)]
             if len(chosen) > 1 and not snapshots:
                 raise RequestError(
                     f"volume {name!r} has {len(chosen) - 1} snapshots; remove them first, or with it: --snapshots"
@@ -268,7 +268,7 @@ class Volumes:
             for each in chosen:
                 each.removing = False
                 if error is None:
-                    del self.by_name[each.name]
+                    self.by_name.pop(each.name, None)  # one that is just being taken is not found yet
             if error is None:
                 for each in chosen:
                     hide(each)

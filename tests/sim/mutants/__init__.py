@@ -15,6 +15,7 @@ from tests.sim.mutants.mutant import Mutant
 from tests.sim.mutants.pool import CHECKPOINT_AND_SPACE
 from tests.sim.mutants.recovery import RECOVERY
 from tests.sim.mutants.serving import SERVING
+from tests.sim.mutants.versions import VERSIONS
 from tests.sim.mutants.volume import VOLUMES
 from tests.sim.mutants.work import ORDER_OF_WAITS, WAITING
 from tests.sim.mutants.writeback import FLUSHER, RING_AND_LOG
@@ -29,6 +30,7 @@ MUTANTS = [
     *RECOVERY,
     *CHECKPOINT_AND_SPACE,
     *VOLUMES,
+    *VERSIONS,
     *WAITING,
     *SERVING,
     *GROUPS,

@@ -1,0 +1,252 @@
+"""Snapshots, clones and rollbacks while clients write: what each must hold, for ever.
+
+A snapshot holds, of each block, what could have been read at the moment at which it was taken; and whatever of that is
+found first is found ever after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import ENOSPC
+from random import Random
+
+from holdfast.errors import HoldfastError, ShortageError
+from holdfast.sim.faults import REFUSE
+from holdfast.sim.model import ZERO, Model, Version
+from holdfast.sim.operator import Operator, both
+from holdfast.sim.world import World, caught
+from holdfast.units import BLOCK_SHIFT
+from holdfast.volume.volume import Volume
+
+SNAPSHOTS_MAX = 8
+
+
+@dataclass(slots=True)
+class Record:
+    """What a snapshot may hold: of each block of its volume that was ever written the contents allowed."""
+
+    allowed: dict[int, list[bytes]]
+    size_bytes: int
+    sure: bool = False  # it is known to exist
+    readers: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """True if all of it is known."""
+        return all(len(contents) == 1 for contents in self.allowed.values())
+
+
+class History:
+    """
+    excuse: gives a function that says whether what was begun now may have ended with an errno
+    connect_all: see to it that each volume has its clients
+    """
+
+    def __init__(
+        self,
+        world: World,
+        model: Model,
+        operator: Operator,
+        rng: Random,
+        *,
+        excuse: Callable[[], Callable[[], bool]],
+        connect_all: Callable[[], None],
+    ) -> None:
+        self.world = world
+        self.model = model
+        self.operator = operator
+        self.records: dict[str, Record] = {}  # by the snapshot's name
+        self._leaving: dict[str, Record] = {}  # being removed
+        self.rolling: dict[str, tuple[int, int, Record]] = {}  # volume -> its id and size before, and to what
+        self._rng = rng
+        self._excuse = excuse
+        self._connect_all = connect_all
+        self._number = 0
+
+    # ---- taking and looking
+
+    def take(self, volume: str) -> None:
+        """Take a snapshot of a volume, and perhaps of another one at the same moment."""
+        chosen = [volume]
+        others = [name for name in self.operator.volumes if name != volume]
+        if others and self._rng.random() < 0.3:
+            chosen.append(self._rng.choice(others))
+        if volume not in self.operator.volumes or len(self.records) + len(chosen) > SNAPSHOTS_MAX:
+            return
+        self._number += 1
+        label = f"s{self._number}"
+        names = [f"{name}@{label}" for name in chosen]
+        excused = self._excuse()
+
+        def answered(outcome: list[Volume] | HoldfastError) -> None:
+            for name in names:
+                if isinstance(outcome, HoldfastError):
+                    self.records.pop(name, None)
+                elif name in self.records:
+                    self.records[name].sure = True
+            if isinstance(outcome, HoldfastError):
+                self._must_be_excused(outcome, excused)
+
+        self.world.note("operator", "snapshot", tuple(names))
+        for each, name in zip(chosen, names, strict=True):
+            self.records[name] = self._now(each)
+        self.world.wait_for(
+            lambda answer: self.world.engine.snapshots.take([(name, label) for name in chosen], both(answered, answer))
+        )
+
+    def _now(self, volume: str) -> Record:
+        """What can be read of a volume at this moment."""
+        moment = self.model.tick()
+        lbas = [key[1] for key in self.model.blocks if key[0] == volume]
+        allowed = {lba: list(dict.fromkeys(self.model.may_read((volume, lba), moment))) for lba in lbas}
+        return Record(allowed, self.operator.volumes[volume])
+
+    def _must_be_excused(self, error: HoldfastError, excused: Callable[[], bool]) -> None:
+        struck = self.world.faults.struck
+        short = struck["state", REFUSE] + struck["staging", REFUSE] and isinstance(error, ShortageError)
+        assert short or error.errno == ENOSPC or excused(), error
+
+    def _any(self) -> str | None:
+        sure = [name for name, record in self.records.items() if record.sure]
+        return self._rng.choice(sure) if sure else None
+
+    def look(self) -> None:
+        """Read a few blocks of a snapshot."""
+        name = self._any()
+        if name is None or not self.records[name].allowed:
+            return
+        record = self.records[name]
+        first = self._rng.choice(list(record.allowed))
+        count = min(self._rng.choice([1, 1, 8, 64]), (record.size_bytes >> BLOCK_SHIFT) - first)
+        if count <= 0:
+            return
+        into = memoryview(bytearray(count << BLOCK_SHIFT))
+        engine = self.world.engine
+        work = engine.reader.read(engine.find(name), first << BLOCK_SHIFT, into)
+        excused = self._excuse()
+        record.readers += 1
+
+        def read(outcome: object) -> None:
+            record.readers -= 1
+            if isinstance(outcome, HoldfastError):
+                assert excused(), f"{name}: {outcome}"
+            else:
+                for index in range(count):
+                    self.found(name, first + index, bytes(into[index << BLOCK_SHIFT : index + 1 << BLOCK_SHIFT]))
+
+        self.world.wait_for(lambda done: engine.scheduler.spawn(caught(work), f"look at {name}", both(read, done)))
+
+    def found(self, name: str, lba: int, content: bytes) -> None:
+        """A block of a snapshot was read."""
+        record = self.records[name]
+        allowed = record.allowed.get(lba, [ZERO])
+        assert content in allowed, (
+            f"block {lba} of {name} holds {content[:8].hex()}, allowed {[each[:8].hex() for each in allowed]}"
+        )
+        if lba in record.allowed:
+            record.allowed[lba] = [content]
+
+    # ---- what comes of snapshots
+
+    def clone(self) -> None:
+        """Make a volume of a snapshot all of which is known."""
+        name = self._any()
+        if name is not None and self.records[name].settled:
+            record = self.records[name]
+            clone = self.operator.clone(name, record.size_bytes)
+            if clone not in self.operator.unsure and clone not in self.operator.volumes:
+                return  # refused at once
+            for lba, (content,) in record.allowed.items():
+                self.model.blocks[clone, lba] = [Version(content, -1, -1)]
+
+    def remove(self) -> None:
+        """Remove a snapshot that nobody is reading."""
+        name = self._any()
+        if name is None or self.records[name].readers:
+            return
+        self._leaving[name] = self.records.pop(name)
+
+        def answered(outcome: HoldfastError | None) -> None:
+            assert outcome is None, outcome
+            self._leaving.pop(name, None)
+
+        self.world.note("operator", "remove", name)
+        self.world.wait_for(lambda answer: self.world.engine.remove_volume(name, both(answered, answer)))
+
+    def roll_back(self) -> None:
+        """Let a volume be what a snapshot of it is, all of which is known."""
+        name = self._any()
+        if name is None or not self.records[name].settled:
+            return
+        volume = name.split("@")[0]
+        if volume not in self.operator.volumes:
+            return
+        node = self.world.engine.find(volume)
+        self.rolling[volume] = node.volume_id, self.operator.volumes.pop(volume), self.records[name]
+        self.operator.let_go(volume)
+        self.world.note("operator", "roll back", name)
+        self.world.wait_for(lambda answer: self._try_to_roll_back(name, volume, answer))
+
+    def _try_to_roll_back(self, name: str, volume: str, answer: Callable[[object], None]) -> None:
+        engine = self.world.engine
+        if name not in self.records:  # removed meanwhile
+            self.operator.volumes[volume] = self.rolling.pop(volume)[1]
+            self._connect_all()
+            answer(None)
+            return
+        if engine.by_name[volume].connections:
+            self.world.loop.call_later(1_000_000, lambda: self._try_to_roll_back(name, volume, answer))
+            return
+        excused = self._excuse()
+
+        def answered(outcome: Volume | HoldfastError | None) -> None:
+            _, size, record = self.rolling.pop(volume)
+            if isinstance(outcome, HoldfastError):
+                self._must_be_excused(outcome, excused)
+                self.operator.volumes[volume] = size
+            else:
+                self._rolled_back(volume, record)
+            self._connect_all()
+
+        engine.snapshots.roll_back(name, both(answered, answer))
+
+    def _rolled_back(self, volume: str, record: Record) -> None:
+        self.operator.forgotten(volume)
+        for lba, (content,) in record.allowed.items():
+            self.model.blocks[volume, lba] = [Version(content, -1, -1)]
+        self.operator.volumes[volume] = record.size_bytes
+
+    def forget_volume(self, name: str) -> None:
+        """A volume is being removed, and its snapshots with it."""
+        for snapshot in [each for each in self.records if each.startswith(f"{name}@")]:
+            self._leaving[snapshot] = self.records.pop(snapshot)
+
+    def is_free(self, name: str) -> bool:
+        """True if the volume may be removed: nobody reads a snapshot of it, or is about to change it."""
+        mine = [record for each, record in self.records.items() if each.startswith(f"{name}@")]
+        return name not in self.rolling and not any(record.readers or not record.sure for record in mine)
+
+    # ---- after a death
+
+    def find(self) -> None:
+        """What had not been answered may be done or not: see which."""
+        by_name = self.world.engine.by_name
+        for name in list(self.records):
+            record = self.records[name]
+            record.readers = 0
+            assert name in by_name or not record.sure, f"snapshot {name} is gone"
+            record.sure = name in by_name
+            if not record.sure:
+                del self.records[name]
+        for name, record in self._leaving.items():
+            if name in by_name:
+                record.readers = 0
+                self.records[name] = record
+        self._leaving.clear()
+        for volume, (old_id, size, record) in self.rolling.items():
+            if by_name[volume].volume_id == old_id:
+                self.operator.volumes[volume] = size
+            else:
+                self._rolled_back(volume, record)
+        self.rolling.clear()

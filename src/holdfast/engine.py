@@ -150,7 +150,7 @@ class Engine:
         )
         self.views = Views(pages, self.table, self.scheduler, waitlists.page_room)
         self.exchange = Exchange(pages, self.views, self.space)
-        leaves = Leaves(pages, self.table, self.scheduler, waitlists.leaves_turn)
+        self.leaves = leaves = Leaves(pages, self.table, self.scheduler, waitlists.leaves_turn)
         self.reader = Reader(pages, self.views, blocks, next_turn=waitlists.next_turn)
         self.writer = Writer(
             pages,

@@ -14,6 +14,7 @@ from holdfast.sim.accounts import check_accounts
 from holdfast.sim.world import World
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
 from holdfast.volume.volume import Role, Volume
+from holdfast.work.task import Work, run_to_end
 from tests.engine.helpers import HoldingWorld, create, new_world
 
 BLOCK = BLOCK_SIZE_BYTES
@@ -246,6 +247,64 @@ def test_a_snapshot_is_exported_for_reading_only(world: HoldingWorld) -> None:
     assert export is not None
     assert export.read_only
     assert not world.server.find("v").read_only  # type: ignore[union-attr]
+
+
+# ---- while a view is put together
+
+
+def warm_world() -> HoldingWorld:
+    """`v` with two snapshots, each of which has something in the first leaf, and a clone; no view is in memory."""
+    world = new_world("warm")
+    create(world, "v", SIZE)
+    write(world, "v", 0, of(1) + of(2) + of(3) + of(4))
+    snapshot(world, "v@a")
+    write(world, "v", 0, of(5))
+    snapshot(world, "v@b")
+    write(world, "v", 1, of(6))
+    clone(world, "v@a", "c")
+    write(world, "c", 3, of(7))
+    return world
+
+
+def write_now(world: World, name: str, lba: int, content: bytes) -> None:
+    """Write what needs no waiting, so that nothing else happens before it has been written."""
+    done, obstacle = world.engine.writer.write_run(world.engine.find(name), lba, memoryview(content))
+    assert (done << BLOCK_SHIFT, obstacle) == (len(content), 0)
+
+
+@pytest.mark.parametrize("pause_at", ["v", "v@b", "v@a"])
+def test_a_snapshot_taken_while_an_older_one_is_looked_at_hides_nothing_from_it(pause_at: str) -> None:
+    world = warm_world()
+    engine = world.engine
+    page = engine.table.page
+
+    def slow_page(volume: Volume, level: int, index: int, *, create: bool) -> Work:
+        if volume is engine.by_name[pause_at] and not create:
+            yield engine.waitlists.next_turn
+        return (yield from page(volume, level, index, create=create))
+
+    engine.table.page = slow_page  # type: ignore[method-assign]
+    into = memoryview(bytearray(4 * BLOCK))
+    looking = world.spawn(engine.reader.read(engine.find("v@a"), 0, into))
+    assert not looking
+    taken = world.wait_for(lambda answer: engine.snapshots.take([("v", "c")], answer))
+    assert not taken  # it is not durable yet, but there
+    run_to_end(engine.leaves.bring_in(engine.find("v").keepers, 0), lambda _io: 0)
+    write_now(world, "v", 0, 4 * of(9))
+    world.settle()
+    assert bytes(into) == of(1) + of(2) + of(3) + of(4)
+    assert read(world, "v@c", 0, 4) == of(5) + of(6) + of(3) + of(4)
+
+
+def test_a_clone_that_is_written_before_its_view_finds_a_page_shows_what_was_written() -> None:
+    world = warm_world()
+    world.faults.turn_on("map pages", "refuse", 1.0)
+    looking = world.spawn(world.engine.reader.read(world.engine.find("c"), 0, memoryview(bytearray(BLOCK))))
+    write_now(world, "c", 1, of(9))
+    assert not looking
+    world.faults.calm()
+    world.settle()
+    assert read(world, "c", 0, 4) == of(1) + of(9) + of(3) + of(7)
 
 
 # ---- everything at once

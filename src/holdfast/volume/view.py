@@ -31,9 +31,10 @@ Inside = slice | npt.NDArray[np.intp]  # entries of a leaf
 class _Building:
     """A leaf that is being put together: `seen` from the node reached, `ground` from the last ground passed."""
 
-    __slots__ = ("ground", "seen")
+    __slots__ = ("ground", "passed", "seen")
 
     def __init__(self) -> None:
+        self.passed: set[Volume] = set()
         self.seen: WordArray = np.zeros(PAGE_ENTRIES, np.uint64)
         self.ground: WordArray = np.zeros(PAGE_ENTRIES, np.uint64)
 
@@ -88,29 +89,41 @@ class Views:
 
     def _build(self, node: Volume, leaf: int, building: _Building) -> Work:
         first = leaf << PAGE_SHIFT
-        # As the tree is now: a node that is taken out of it meanwhile is empty.
-        links = [(link, sees_below(link) - first, link.basis is link.ground) for link in chain(node)]
-        for link, visible, is_on_ground in reversed(links):
+        links = chain(node)
+        passed: Volume | None = None
+        while links:
+            link = links[-1]
             slot = yield from self._table.page(link, 0, leaf, create=False)
+            if link.basis is not passed:
+                # The tree changed meanwhile. A snapshot that was taken may have got what was found behind it.
+                links = _not_passed(node, building)
+                passed = links[-1].basis if links else None
+                continue
+            visible = sees_below(link) - first
             if visible < PAGE_ENTRIES:
                 building.seen[max(visible, 0) :] = 0
-            if is_on_ground:
+            if link.basis is link.ground:
                 building.ground = building.seen.copy()
-            if slot < 0:
-                continue
-            row = self._cache.arena[slot]
-            blocks = np.where((row & _ADDRESS) == 0, np.uint64(0), row)
-            np.copyto(building.seen, np.where(row == _GROUND, building.ground, blocks), where=row != 0)
+            if slot >= 0:
+                row = self._cache.arena[slot]
+                blocks = np.where((row & _ADDRESS) == 0, np.uint64(0), row)
+                np.copyto(building.seen, np.where(row == _GROUND, building.ground, blocks), where=row != 0)
+            passed = links.pop()
+            building.passed.add(passed)
 
     def next_leaf(self, node: Volume, leaf: int, end: int) -> Work:
         """The first leaf in [leaf, end) of which the node sees more than a hole, or may, or `end` (a task's work)."""
         if node.read_base == node.key_base:
             return (yield from self._table.next_leaf(node, leaf, end))
+        links: list[Volume] = []
         found = end
-        for link in chain(node):
-            found = min(found, (yield from self._table.next_leaf(link, leaf, found)))
-            if found == leaf:
-                break
+        while links != chain(node):  # again, if the tree changed meanwhile
+            links = chain(node)
+            found = end
+            for link in links:
+                found = min(found, (yield from self._table.next_leaf(link, leaf, found)))
+                if found == leaf:
+                    return found
         return found
 
     # ---- changes from elsewhere
@@ -145,3 +158,12 @@ class Views:
 
     def is_building(self, node: Volume) -> bool:
         return any(key >> 40 == node.volume_id for key in self._building)
+
+
+def _not_passed(node: Volume, building: _Building) -> list[Volume]:
+    """The nodes of a chain, the node first, up to those that were passed."""
+    links = chain(node)
+    for index, link in enumerate(links):
+        if link in building.passed:
+            return links[:index]
+    return links

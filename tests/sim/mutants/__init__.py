@@ -79,6 +79,10 @@ SURVIVORS = {
     "tests/engine/test_lost_slot.py",
     "acknowledgement-destroys": "a block must be found damaged that is not, and be acknowledged before it is read "
     "again: tests/engine/test_losses_and_policies.py",
+    "building-not-told": "a clone must be written just while its view waits for a page of memory: "
+    "tests/engine/test_snapshots.py",
+    "snapshot-taken-while-a-view-is-put-together": "a snapshot and a write must come between two pages "
+    "of a view, one in some thousand seeds: tests/engine/test_snapshots.py",
     "dirt-of-the-payer-before": "that a group has enough is all that the simulator sees, not whose each block is: "
     "tests/engine/test_groups.py",
     "withdrawn-slots-still-counted": "the maps of a run must need every page just while the host has some of them: "

@@ -29,9 +29,12 @@ from holdfast.runtime.ports import Clock, Disk
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.block_reader import BlockReader
 from holdfast.volume.checkpoints import Checkpoints
+from holdfast.volume.cleaner import Cleaner
+from holdfast.volume.copier import cleaner_bytes
 from holdfast.volume.exchange import Exchange
 from holdfast.volume.group_changes import Groups
 from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, TenantGroup
+from holdfast.volume.holders import Holders
 from holdfast.volume.leaves import Leaves
 from holdfast.volume.metadata_waits import MetadataWaits
 from holdfast.volume.page_cache import PageCache
@@ -112,7 +115,12 @@ class Engine:
         self.space = SpaceTable(superblock.capacity_segments, shift)
         self.must_succeed = Registry(superblock.segment_blocks)
         self.reserve = reserve = Reserve(
-            self.space, pages, accounts.system, self.must_succeed, pages_per_turn=options.pages_per_turn
+            self.space,
+            pages,
+            accounts.system,
+            self.must_succeed,
+            pages_per_turn=options.pages_per_turn,
+            cleaner_bytes=cleaner_bytes(superblock.segment_blocks),
         )
         reserve.hold_for(0)
         self.space.on_unpinned = self._segment_unpinned
@@ -192,6 +200,20 @@ class Engine:
             checkpoint=lambda: self.checkpoints.checkpoint(both_slots=True),
             row_changed=self.checkpoints.row_changed,
         )
+        self.cleaner = Cleaner(
+            self.writer,
+            Holders(volumes),
+            self.checkpoints,
+            metadata,
+            waitlists,
+            self.scheduler,
+            disk,
+            clock,
+            allocate=allocate,
+            freed=self._segment_unpinned,
+            stopping=lambda: self.closing or not self.opened,
+        )
+        self.space.on_wanted = self._cleaner_wanted
         self.volumes.removal = Removal(
             volumes,
             pages,
@@ -203,6 +225,7 @@ class Engine:
             self.scheduler,
             checkpoint=self.checkpoints.checkpoint,
             is_checkpoint_running=lambda: self.checkpoints.running,
+            is_visited=self.cleaner.is_visiting,
             gone=self.volumes.gone,
         )
         self.snapshots = Snapshots(self.volumes, pages)
@@ -244,6 +267,8 @@ class Engine:
         self.scheduler.spawn(guarded(self._close()), "close", done)
 
     def _close(self) -> Work:
+        while self.cleaner.running:
+            yield self.waitlists.next_tick
         if self.opened:
             yield from self.checkpoints.checkpoint(clean=True)
 
@@ -299,6 +324,7 @@ class Engine:
         if self.accounts.reclaimer.under_pressure() < 0:
             waitlists.page_room.wake()
         self.preparation.tick()
+        self.cleaner.look_again()
 
     def pressure(self, pressure: Pressure) -> None:
         """The host has too little memory, or enough again. What is done about it is done at the next tick."""
@@ -339,6 +365,12 @@ class Engine:
         self.preparation.keep_ahead()
         if self.opened and not self.closing and self.checkpoints.due():
             self.checkpoints.begin()
+        if self.cleaner.is_due():
+            self.cleaner.begin()
+
+    def _cleaner_wanted(self) -> None:
+        self.cleaner.want()
+        self._look_again()
 
     def _segment_prepared(self) -> None:
         self._maintenance_wanted = True

@@ -7,6 +7,9 @@ States of a segment:
     OPEN     the log's head is in it
     SEALED   full; its blocks are read, never written
     DYING    no live block at the last checkpoint; free once one more checkpoint is durable
+    FILLING  the cleaner writes it (`pool/cold_segment.py`). Nothing refers to it, and what is stored calls it free
+    MOVING   the cleaner has written it, and the maps are being pointed at it. What is stored calls it sealed; without a
+             live block it is one whose first is about to come
 
 Why DYING: both superblock slots must stay usable. The older slot's map may still refer to the segment, and roll-forward
 from it may still need its commits, until a second checkpoint has replaced that slot, or the same one is in both.
@@ -33,6 +36,8 @@ FREE = 1
 OPEN = 2
 SEALED = 3
 DYING = 4
+FILLING = 5
+MOVING = 6
 
 
 class Privilege(IntEnum):
@@ -40,11 +45,14 @@ class Privilege(IntEnum):
 
     CLIENT = 0
     FREEING = 1  # trims, zeroes and removals: they need a little space to give back more
-    CHECKPOINT = 2
+    CLEANER = 2  # gives back more than it takes, once a checkpoint tells of it
+    CHECKPOINT = 3
 
 
-STATE_NAMES = ("absent", "free", "open", "sealed", "dying")
+STATE_NAMES = ("absent", "free", "open", "sealed", "dying", "filling", "moving")
 
+# What a state is called in the stored table.
+STORED_STATES = np.array([ABSENT, ABSENT, OPEN, SEALED, DYING, ABSENT, SEALED], np.uint8)
 ROW_DTYPE = np.dtype([("live", "<u4"), ("state", "u1"), ("zero", "V3"), ("ordinal", "<u8")])
 
 
@@ -58,6 +66,14 @@ class SpaceTable:
         # `checkpoint_segments`: a checkpoint must find room in a full pool, or it could never be opened again.
         self.reserve_segments = reserve_segments
         self.checkpoint_segments = 0
+        self.cleaner_segments = 0  # on top of those for checkpoints
+        # Blocks of data and pages that something refers to, and how many there may be: with more of them the cleaner
+        # would find nothing to clean. Whoever maps a block that was not mapped looks at it first.
+        self.used_blocks = 0
+        self.usable_blocks = 1 << 62
+        self.cleaning_helps = False  # there is a cleaner, and it has not found that nothing is left to gain
+        self.freed_segments = 0
+        self.on_wanted: Callable[[], None] = lambda: None  # somebody waits for the cleaner
         self.live: npt.NDArray[np.int64] = np.zeros(capacity_segments, np.int64)
         self.live_words = self.live.data  # the hot path's view: single updates cost less than through numpy
         self.state = np.full(capacity_segments, ABSENT, np.uint8)
@@ -81,14 +97,17 @@ class SpaceTable:
         available = self.available_segments
         if available > self.reserve_segments:
             return Privilege.CLIENT
-        return Privilege.FREEING if available > self.checkpoint_segments else Privilege.CHECKPOINT
+        if available > self.checkpoint_segments + self.cleaner_segments:
+            return Privilege.FREEING
+        return Privilege.CLEANER if available > self.checkpoint_segments else Privilege.CHECKPOINT
 
     def is_prepared_for(self, privilege: Privilege) -> bool:
         """True if so many segments are prepared that one of them may be taken on this behalf.
 
         What is held back must exist as files: the filesystem below may be full by the time that it is needed.
         """
-        held_back = (self.reserve_segments, self.checkpoint_segments, 0)[privilege]
+        checkpoint = self.checkpoint_segments
+        held_back = (self.reserve_segments, checkpoint + self.cleaner_segments, checkpoint, 0)[privilege]
         return len(self.free) > held_back
 
     def room_for_clients(self) -> bool:
@@ -111,6 +130,39 @@ class SpaceTable:
 
     def sealed(self, segment: int) -> None:
         self.state[segment] = SEALED
+
+    @property
+    def is_full(self) -> bool:
+        """True if no block may be mapped that is not mapped already."""
+        return self.used_blocks >= self.usable_blocks
+
+    def cleaning_may_help(self) -> bool:
+        """Somebody finds no segment. True: the cleaner is told, and there may be one if he waits."""
+        if self.cleaning_helps:
+            self.on_wanted()
+        return self.cleaning_helps
+
+    def take_for_cleaning(self) -> int | None:
+        """A free segment that the cleaner is to fill, or None if it may have none now."""
+        if self.least_privilege() > Privilege.CLEANER or not self.is_prepared_for(Privilege.CLEANER):
+            return None
+        segment = self.take_free()
+        if segment is not None:
+            assert self.live_words[segment] == 0, "a segment is reused only when nothing refers to it"
+            self.state[segment] = FILLING
+        return segment
+
+    def give_back_unfilled(self, segment: int) -> None:
+        """The cleaner could not write it, or has nothing to put into it after all."""
+        assert self.state[segment] == FILLING
+        self.state[segment] = FREE
+        self.free.append(segment)
+
+    def filled(self, segment: int, ordinal: int) -> None:
+        """All of it is durable: the maps may be pointed at it."""
+        assert self.state[segment] == FILLING
+        self.state[segment] = MOVING
+        self.ordinal[segment] = ordinal
 
     def pin(self, segment: int) -> None:
         """A read of the segment is under way: it must not be reused until `unpin`."""
@@ -150,14 +202,17 @@ class SpaceTable:
         if len(addresses):
             segments = (addresses >> np.uint64(self.segment_shift)).astype(np.intp)
             first = segments[0]
+            self.used_blocks -= len(segments)
             if (segments == first).all():  # what was written together dies together
                 self.live_words[int(first)] -= len(segments)
             else:
                 np.subtract.at(self.live, segments, 1)
 
     def count_blocks(self, addresses: npt.NDArray[np.uint64]) -> None:
+        """Something refers to these block addresses now; zeroes are passed over."""
         addresses = addresses[addresses != 0]
         if len(addresses):
+            self.used_blocks += len(addresses)
             np.add.at(self.live, (addresses >> np.uint64(self.segment_shift)).astype(np.intp), 1)
 
     def encode(self, live: npt.NDArray[np.int64]) -> bytes:
@@ -165,9 +220,7 @@ class SpaceTable:
         rows = np.zeros(self.capacity_segments, ROW_DTYPE)
         assert int(live.min(initial=0)) >= 0, "a segment cannot have fewer than no live blocks at a checkpoint"
         rows["live"] = live
-        rows["state"] = np.where(
-            (self.state == OPEN) | (self.state == SEALED) | (self.state == DYING), self.state, ABSENT
-        )
+        rows["state"] = STORED_STATES[self.state]
         rows["ordinal"] = self.ordinal
         return rows.tobytes()
 
@@ -216,6 +269,7 @@ class SpaceTable:
         for segment in coming_free:
             self.state[segment] = FREE
             self.free.append(segment)
+        self.freed_segments += len(coming_free)
         return len(coming_free)
 
     def counts(self) -> dict[str, int]:

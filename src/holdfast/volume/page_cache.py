@@ -79,16 +79,20 @@ class PageCache:
         at = slot * BLOCK_SIZE_BYTES
         return self.bytes[at : at + BLOCK_SIZE_BYTES]
 
-    def take_slots(self, count: int, group: Group) -> list[int]:
-        """So many free slots, charged to `group`; none at all if it, or a group above it, refuses.
+    def take_slots(self, count: int, group: Group, *, must: bool = False) -> list[int]:
+        """So many free slots, charged to `group`; none at all if it, or a group above it, refuses. `must`: `group` is
+        charged whatever its limit is; only all groups together can refuse.
 
         At its limit of all kinds a group gets a few all the same, if the server has them: what else it has used its
         memory for, copies of what is to be written above all, may wait for just these.
         """
         count_bytes = count * BLOCK_SIZE_BYTES
-        if group.try_charge(Kind.MAP_PAGES, count_bytes) is not None:
+        refuser = group.try_charge(Kind.MAP_PAGES, count_bytes)
+        if refuser is not None:
             few = group.usage[Kind.MAP_PAGES] + count_bytes <= GROUP_PAGES_MIN * BLOCK_SIZE_BYTES
-            if not few or group.limit_bytes == UNLIMITED_BYTES or self.root.room_bytes(Kind.MAP_PAGES) < count_bytes:
+            may = must and refuser is not self.root
+            may |= few and group.limit_bytes < UNLIMITED_BYTES
+            if not may or self.root.room_bytes(Kind.MAP_PAGES) < count_bytes:
                 return []
             group.charge(Kind.MAP_PAGES, count_bytes)
         taken = self.free[-count:]

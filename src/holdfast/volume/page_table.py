@@ -49,8 +49,9 @@ class PageTable:
         self._scheduler = scheduler
         self._loading: dict[int, Waitlist] = {}
 
-    def page(self, volume: Volume, level: int, index: int, *, create: bool) -> Work:
+    def page(self, volume: Volume, level: int, index: int, *, create: bool, must: bool = False) -> Work:
         """Make a page resident (a task's work); returns its slot, or -1 if it does not exist and is not to be made.
+        `must`: also where the volume's group is at its limit, for those who do not do it for the group.
 
         Raises CorruptionError or DiskError if the page, or one above it, cannot be read.
 
@@ -80,7 +81,7 @@ class PageTable:
                 continue
             if parent >= 0:
                 cache.children[parent] += 1  # not evicted for its child's sake
-            slots = cache.take_slots(top - level + 1, volume.group.memory)
+            slots = cache.take_slots(top - level + 1, volume.group.memory, must=must)
             if parent >= 0:
                 cache.children[parent] -= 1
             if not slots:
@@ -167,12 +168,12 @@ class PageTable:
         """True while a page of the volume is being read; its parent is pinned until then."""
         return any(key >> VOLUME_SHIFT == volume.volume_id for key in self._loading)
 
-    def next_leaf(self, volume: Volume, leaf: int, end: int) -> Work:
+    def next_leaf(self, volume: Volume, leaf: int, end: int, *, must: bool = False) -> Work:
         """The first leaf in [leaf, end) that exists, or `end` (a task's work). Skips absent subtrees whole."""
         while leaf < end:
             level = volume.root_level
             while True:
-                slot = yield from self.page(volume, level, leaf >> PAGE_SHIFT * level, create=False)
+                slot = yield from self.page(volume, level, leaf >> PAGE_SHIFT * level, create=False, must=must)
                 if slot < 0:
                     leaf = ((leaf >> PAGE_SHIFT * level) + 1) << PAGE_SHIFT * level
                     break

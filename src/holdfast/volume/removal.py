@@ -56,9 +56,11 @@ class Removal:
         *,
         checkpoint: Callable[[], Work],
         is_checkpoint_running: Callable[[], bool],
+        is_visited: Callable[[Volume], bool],
         gone: Callable[[Volume], None],
     ) -> None:
-        """gone: told of a node that nothing is left of"""
+        """is_visited: whether the cleaner looks at the map of a node
+        gone: told of a node that nothing is left of"""
         self._by_id = by_id
         self._cache = cache
         self._table = table
@@ -69,6 +71,7 @@ class Removal:
         self._scheduler = scheduler
         self._checkpoint = checkpoint
         self._is_checkpoint_running = is_checkpoint_running
+        self._is_visited = is_visited
         self._gone = gone
         self._running = False
         self._emptied: list[Volume] = []
@@ -108,7 +111,7 @@ class Removal:
                 return
 
     def _is_in_use(self, node: Volume) -> bool:
-        return self._table.is_loading(node) or self._views.is_building(node)
+        return self._table.is_loading(node) or self._views.is_building(node) or self._is_visited(node)
 
     def _next(self) -> Volume | None:
         """A node to be emptied: from the volume's end on, so that none that is being emptied gets anything new."""

@@ -3,8 +3,12 @@
     checkpoint            two of them at their largest, because a segment comes free two checkpoints after it was
                           emptied. Nothing else may take these segments: a pool that could not write a checkpoint could
                           never be opened again
+    cleaner               segments to copy into, and the memory to copy with
     trims and removals    on top of that, what they append before they give space back: a full pool has a way out
     end of a segment      slots of the ring for its summary and footer, which are written when it is full
+
+What is left for clients they may not fill with live blocks either, because the cleaner needs dead ones to make room:
+`usable_blocks` is what the pool holds without the reserve and without `spare_segments`.
 
 The figures grow with the number of volumes and groups, whose table a checkpoint writes, so they are set anew whenever
 that changes; and before a volume is made, to see whether its part can be had. The memory in which the tables are put
@@ -17,6 +21,7 @@ from holdfast.errors import NoSpaceError
 from holdfast.memory.group import Group, Kind
 from holdfast.memory.must_succeed import MustSucceed, Registry
 from holdfast.memory.reservation import Reservation
+from holdfast.pool.cold_segment import cold_blocks_max
 from holdfast.pool.segment import summary_blocks, summary_entries_max
 from holdfast.pool.space import ROW_DTYPE, SpaceTable
 from holdfast.pool.tables import TABLE_COPIES
@@ -26,6 +31,9 @@ from holdfast.volume.page_cache import PageCache
 CHECKPOINT = "checkpoint"
 FREEING = "trims and removals"
 SEGMENT_END = "end of a segment"
+CLEANER = "cleaner"
+# One is being filled while another, filled before, waits for the checkpoint that empties its victims.
+CLEANER_SEGMENTS = 2
 COLUMN_BYTES = 8  # of the copy of the live column, a segment
 
 
@@ -33,8 +41,16 @@ class Reserve:
     """Sets the reserve in `space`, and in a small pool the limits of dirty pages in `pages`."""
 
     def __init__(
-        self, space: SpaceTable, pages: PageCache, system: Group, registry: Registry, *, pages_per_turn: int
+        self,
+        space: SpaceTable,
+        pages: PageCache,
+        system: Group,
+        registry: Registry,
+        *,
+        pages_per_turn: int,
+        cleaner_bytes: int = 0,
     ) -> None:
+        """`cleaner_bytes`: memory that the cleaner has."""
         self.registry = registry
         self.staging = Reservation(system, Kind.STAGING, 0, "the checkpoint of this pool")
         self._space = space
@@ -54,7 +70,22 @@ class Reserve:
                 ring_blocks=summary_blocks(entries) + 1,
             )
         )
+        registry.register(
+            MustSucceed(
+                CLEANER,
+                "it makes room where much is dead, and nobody else can",
+                segments=CLEANER_SEGMENTS,
+                staging_bytes=cleaner_bytes,
+            )
+        )
         self._register(0)
+
+    @property
+    def spare_segments(self) -> int:
+        """What clients may write to, and not fill with live blocks: one segment is open, one at least must be gained
+        from; and the pages of maps that may become live before a checkpoint has counted them."""
+        pages = -(-self._page_blocks // cold_blocks_max(self._segment_blocks))
+        return max(2 + pages, self._space.capacity_segments // 32)
 
     def _register(self, rows_bytes: int) -> None:
         """Compute the worst cases for a volume table of so many bytes."""
@@ -90,7 +121,10 @@ class Reserve:
         self._register(rows_bytes)
         registry = self.registry
         space.checkpoint_segments = registry.segments(CHECKPOINT)
+        space.cleaner_segments = registry.segments(CLEANER)
         space.reserve_segments = registry.segments()
+        left_segments = space.capacity_segments - space.reserve_segments - self.spare_segments
+        space.usable_blocks = max(0, left_segments) * cold_blocks_max(self._segment_blocks)
         staging_bytes = max(registry.staging_bytes, self.staging.drawn_bytes)
         if exist:
             self.staging.insist_on(staging_bytes)

@@ -164,12 +164,17 @@ class Volumes:
         after that. Raises NoSpaceError, ShortageError or RequestError, with nothing held."""
         if self.next_id + len(roles) - 1 > VOLUME_ID_MAX:
             raise RequestError("no volume id is left in this pool")
+        space = self._space
+        usable_blocks = space.usable_blocks
         try:
             self.hold_reserve(more_bytes=sum(map(row_bytes_max, roles)))
         except (NoSpaceError, ShortageError):
             self.hold_reserve()
             raise
-        if self._space.available_segments <= self._space.checkpoint_segments:
+        # What their metadata may need must not be taken from what is mapped.
+        too_full = space.usable_blocks < usable_blocks and space.used_blocks > space.usable_blocks
+        if too_full or space.available_segments <= space.checkpoint_segments:
+            self.hold_reserve()
             raise NoSpaceError("the pool is full: trim or remove volumes, or serve it with more --capacity")
         state_bytes = len(roles) * VOLUME_STATE_BYTES
         refuser = self._system.try_charge(Kind.STATE, state_bytes, CONTROL)

@@ -119,6 +119,10 @@ class Writer:
             group = volume.group
             if group.mapped_blocks >= group.mapped_blocks_max:
                 return Obstacle.GROUP_OVER_SPACE
+            space = log.space
+            if space.used_blocks >= space.usable_blocks:
+                return Obstacle.NO_SPACE
+            space.used_blocks += 1
             volume.mapped_blocks += 1
             group.mapped_blocks += 1
         words[at] = log.append(block, volume.key_base | lba, volume.data_seed, KIND_DATA)
@@ -158,6 +162,7 @@ class Writer:
                 return done, obstacle
             part = view[done << BLOCK_SHIFT : (done + count) << BLOCK_SHIFT]
             entries = log.append_run(part, volume.key_base | here)
+            log.space.used_blocks += count
             self._replace(volume, slot, first, entries, keeper_slots)
             done += count
         return done, Obstacle.NONE
@@ -187,15 +192,20 @@ class Writer:
         return slots, Obstacle.NONE
 
     def _admitted(self, volume: Volume, slot: int, first: int, count: int, keeper_slots: list[int]) -> tuple[int, int]:
-        """How many of `count` blocks the quota and the group's limit of space let in; if none, the `Obstacle`."""
+        """How many of `count` blocks the quota, the group's limit of space and the pool let in; if none, the
+        `Obstacle`."""
         own_left = max(0, volume.mapped_blocks_max - volume.mapped_blocks)
         group_left = max(0, volume.group.mapped_blocks_max - volume.group.mapped_blocks)
-        while count > own_left or 2 * count > group_left:
+        space = self.log.space
+        pool_left = max(0, space.usable_blocks - space.used_blocks)
+        while count > own_left or 2 * count > min(group_left, pool_left):
             own, total = self._growth(volume, slot, first, count, keeper_slots)
-            if own <= own_left and total <= group_left:
+            if own <= own_left and total <= min(group_left, pool_left):
                 break
             if count == 1:
-                return 0, Obstacle.OVER_QUOTA if own > own_left else Obstacle.GROUP_OVER_SPACE
+                if own > own_left:
+                    return 0, Obstacle.OVER_QUOTA
+                return 0, Obstacle.GROUP_OVER_SPACE if total > group_left else Obstacle.NO_SPACE
             count >>= 1
         return count, Obstacle.NONE
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 from holdfast.cli.command import CommandError, ManualCommand
 from holdfast.cli.locate import POOL, PoolPath, is_pool
 from holdfast.cli.output import format_columns, format_held_back, format_used, print_json, shorten
-from holdfast.control.api import MemoryUse, PoolStatus, Statistics, VolumeInfo, WaitInfo, WaitList
+from holdfast.control.api import CleanerInfo, MemoryUse, PoolStatus, Statistics, VolumeInfo, WaitInfo, WaitList
 from holdfast.control.client import ControlClient
 from holdfast.control.group_api import GroupInfo
 from holdfast.errors import NotFoundError
@@ -167,7 +167,8 @@ def pool_screen(look: Snapshot, rate: dict[str, float]) -> Screen:
         ("pool", f"{pool.path}, served by process {pool.pid}, {pool.connections} clients"),
         ("memory", f"{resident}, budget {format_size(memory.budget_bytes)}; {held}; pressure: {memory.pressure}"),
         ("dirty", f"{format_size(pool.dirty_bytes)} not durable yet; {ring}"),
-        ("space", f"{format_size(pool.live_bytes)} live of {format_size(pool.capacity_bytes)}; segments: {free}"),
+        ("space", f"{format_size(pool.used_bytes)} used of {format_size(pool.usable_bytes)} usable; segments: {free}"),
+        ("cleaner", _cleaner(pool.cleaner)),
         ("reserve", _reserve(memory)),
         ("rates", ", ".join(shown) or "-"),
     ]
@@ -204,6 +205,11 @@ def pool_screen(look: Snapshot, rate: dict[str, float]) -> Screen:
         frozenset({"VOLUMES", "MAPPED", "DIRTY", "MEMORY", "THROTTLED", "REFUSED"}),
     )
     return Screen(lines, [table for table in (groups, volumes) if table.rows])
+
+
+def _cleaner(cleaner: CleanerInfo) -> str:
+    state = "at work" if cleaner.running else "rests" if cleaner.helps else "finds nothing to gain"
+    return f"{state}; {format_size(cleaner.copied_bytes)} copied, {cleaner.segments_freed} segments came free"
 
 
 def _reserve(memory: MemoryUse) -> str:

@@ -167,8 +167,20 @@ class SegmentCounts(Struct, frozen=True, kw_only=True):
     unprepared: int = 0  # within the capacity, but without a file, or not written through yet
     free: int = 0  # written through and holding nothing: never used, or used and come free again
     open: int = 0
-    sealed: int = 0  # with those that come free at the next checkpoint
+    sealed: int = 0  # with those that come free at the next checkpoint, or that the cleaner fills
     reserved: int = 0  # no state: how many of the free ones clients' data may not take
+
+
+class CleanerInfo(Struct, frozen=True, kw_only=True):
+    """What the cleaner has done since the start of the server."""
+
+    running: bool = False
+    helps: bool = True  # it has not found that nothing can be gained
+    copied_bytes: int = 0
+    segments_written: int = 0  # cold ones, filled with what was copied
+    segments_freed: int = 0  # by checkpoints, whoever emptied them
+    damaged_blocks: int = 0  # found while copying, and left where they are
+    failures: int = 0  # segments that it could not read or write
 
 
 class MustSucceedInfo(Struct, frozen=True, kw_only=True):
@@ -208,8 +220,11 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     format_version: int = 0
     capacity_bytes: int = 0
     live_bytes: int = 0
+    used_bytes: int = 0  # of these, those that data and maps of volumes take
+    usable_bytes: int = 0  # how many of them there may be: what is beyond is ENOSPC
     segment_size_bytes: int = 0
     segments: SegmentCounts = field(default_factory=SegmentCounts)
+    cleaner: CleanerInfo = field(default_factory=CleanerInfo)
     memory: MemoryUse = field(default_factory=MemoryUse)
     dirty_bytes: int = 0
     log_position: int = 0

@@ -68,6 +68,12 @@ def _pool(seen: Observed) -> Iterator[Metric]:
     yield gauge(
         "pool_live_bytes", "Blocks that something refers to: data, map pages, tables.", live_blocks << BLOCK_SHIFT
     )
+    yield gauge(
+        "pool_used_bytes", "Those of them that data and maps of volumes take.", space.used_blocks << BLOCK_SHIFT
+    )
+    yield gauge(
+        "pool_usable_bytes", "How much of that there may be: ENOSPC beyond.", space.usable_blocks << BLOCK_SHIFT
+    )
     yield gauge("pool_segment_size_bytes", "Size of a segment file.", segment_bytes)
     yield gauges(
         "pool_segments", "Segments by state.", ["state"], [([state], count) for state, count in space.counts().items()]
@@ -87,6 +93,17 @@ def _pool(seen: Observed) -> Iterator[Metric]:
         "Those of the reserve that only checkpoints may take.",
         space.checkpoint_segments,
     )
+    yield counter("pool_freed_segments_total", "Segments that came free.", space.freed_segments)
+    cleaner = seen.pool.engine.cleaner
+    yield gauge("cleaner_running", "1 while the cleaner works, else 0.", int(cleaner.running))
+    yield gauge("cleaner_helps", "0 once the cleaner has found nothing to gain, else 1.", int(space.cleaning_helps))
+    yield counter(
+        "cleaner_copied_bytes_total", "Live data copied by the cleaner.", cleaner.counts.copied_blocks << BLOCK_SHIFT
+    )
+    yield counter("cleaner_segments_total", "Segments filled by the cleaner.", cleaner.counts.cold_segments)
+    yield counter("cleaner_pages_total", "Map pages that were written anew for it.", cleaner.counts.pages_marked)
+    yield counter("cleaner_damaged_blocks_total", "Damage found while copying.", cleaner.counts.damaged_blocks)
+    yield counter("cleaner_failures_total", "Segments that it could not read or write.", cleaner.counts.failures)
     yield gauge(
         "host_filesystem_full", "1 if the last attempt to make a segment file failed, else 0.", int(space.host_full)
     )

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from holdfast.control.api import (
     WAITS_MAX,
     CheckpointInfo,
+    CleanerInfo,
     DamagedRange,
     MemoryUse,
     MustSucceedInfo,
@@ -108,6 +109,19 @@ def _must_succeed(engine: Engine) -> list[MustSucceedInfo]:
     ]
 
 
+def _cleaner(engine: Engine) -> CleanerInfo:
+    cleaner = engine.cleaner
+    return CleanerInfo(
+        running=cleaner.running,
+        helps=engine.space.cleaning_helps,
+        copied_bytes=cleaner.counts.copied_blocks << BLOCK_SHIFT,
+        segments_written=cleaner.counts.cold_segments,
+        segments_freed=engine.space.freed_segments,
+        damaged_blocks=cleaner.counts.damaged_blocks,
+        failures=cleaner.counts.failures,
+    )
+
+
 def pool_status(
     pool: ServedPool, *, pid: int | None, connections: int, started_ns: int, listening: list[str]
 ) -> PoolStatus:
@@ -122,13 +136,16 @@ def pool_status(
         format_version=FORMAT_VERSION,
         capacity_bytes=superblock.capacity_segments * segment_bytes,
         live_bytes=max(0, int(engine.space.live.sum())) << BLOCK_SHIFT,
+        used_bytes=engine.space.used_blocks << BLOCK_SHIFT,
+        usable_bytes=engine.space.usable_blocks << BLOCK_SHIFT,
+        cleaner=_cleaner(engine),
         segment_size_bytes=segment_bytes,
         segments=SegmentCounts(
             total=superblock.capacity_segments,
             unprepared=counts["absent"],
             free=counts["free"],
             open=counts["open"],
-            sealed=counts["sealed"] + counts["dying"],
+            sealed=counts["sealed"] + counts["dying"] + counts["filling"] + counts["moving"],
             reserved=engine.space.reserve_segments,
         ),
         memory=MemoryUse(

@@ -27,15 +27,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A request that changes blocks, and is under way. `low`, `checkpoints`: as it was when it was sent."""
+    """A request that changes blocks, and is under way. `refusals`: how many there were when it was sent."""
 
     number: int
     volume: str
     begun: Mapping[Key, Version]
     met: tuple[_PartUnderWay, ...]  # changes of parts of its blocks that were under way before it
     siblings: dict[int, Change]  # those of its client, itself among them
-    low: bool
-    checkpoints: int
+    refusals: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +180,7 @@ class Changes:
         number = self.next_number()
         siblings = self._of[client]
         change = siblings[number] = Change(
-            number, client.volume, begun, tuple(met.values()), siblings, self._is_low(), self._checkpoints()
+            number, client.volume, begun, tuple(met.values()), siblings, self.world.rightly_refused
         )
         if clears is not None:
             self._clearing[number] = (client.volume, *clears)
@@ -202,7 +201,7 @@ class Changes:
             if fua:
                 self.model.must_survive_change(change.begun)
         else:
-            full = errno == ENOSPC and (change.low or self._is_low() or change.checkpoints != self._checkpoints())
+            full = errno == ENOSPC and change.refusals != self.world.rightly_refused
             assert full or self._tolerant(), f"{what}: errno {errno}"
             self.model.doubt(change.begun)
 
@@ -211,15 +210,6 @@ class Changes:
         self._clearing.pop(number, None)
         for key in [key for key, its in self._parts.items() if its.number == number]:
             del self._parts[key]
-
-    def _is_low(self) -> bool:
-        """True if clients can be out of space now."""
-        space = self.world.engine.space
-        return space.available_segments <= space.reserve_segments
-
-    def _checkpoints(self) -> int:
-        """How many there were: with each, space that was short may have come free."""
-        return self.world.engine.checkpointer.written
 
     # ---- contested blocks
 

@@ -249,12 +249,7 @@ class Run:
                 world.note("server", "refuses", error)
                 return False
             except (DiskError, NoSpaceError) as error:
-                if isinstance(error, NoSpaceError):
-                    assert not world.engine.space.available_segments, f"there is space, and yet: {error}"
-                    # Deaths during recovery can use up what a full pool holds back. It says what helps, and that does.
-                    world.add_capacity()
-                else:
-                    assert world.faults.failing(), f"the pool does not open: {error}"
+                assert world.faults.failing(), f"the pool does not open: {error}"
                 self._die(power=False)
                 self._set_faults([])
         self._opening = False

@@ -20,7 +20,8 @@ A crash leaves a cold segment that nothing refers to, which the stored space tab
 victims, which are still there.
 
 It begins when fewer segments are free than `_low_mark` says, and then takes at most `DISK_SHARE` of the time, and only
-victims that are worth it; at full speed, and by what is gained at once, when somebody waits for a segment.
+victims that are worth it; at full speed, and by what is gained at once, when somebody waits for a segment or some of
+those held back are missing.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Cleaner:
             clock,
             allocate=allocate,
             stopping=stopping,
-            hurried=lambda: self.wanted,
+            hurried=self._is_needed,
         )
         self.counts = self.copier.counts  # L
         space.cleaning_helps = True
@@ -126,6 +127,10 @@ class Cleaner:
         """True while it needs the map of a volume: it must not be forgotten."""
         return self.copier.finder.visiting is volume
 
+    def _is_needed(self) -> bool:
+        """True if somebody waits for a segment, or some of those held back are missing."""
+        return self.wanted or self.space.available_segments < self.space.reserve_segments
+
     def want(self) -> None:
         """Somebody found no segment, and waits."""
         self.wanted = True
@@ -137,7 +142,7 @@ class Cleaner:
         if not self.wanted and self._coming_free() >= self._low_mark:
             return False
         if self._nothing_at:
-            picture = (*self._picture(), self.wanted)
+            picture = (*self._picture(), self._is_needed())
             if picture == self._nothing_at and not self._set_aside.is_over():
                 return False
             self._nothing_at = ()
@@ -177,7 +182,7 @@ class Cleaner:
             if self.wanted and space.room_for_clients():
                 self.wanted = False
                 self._freed()
-            need = self.wanted
+            need = self._is_needed()
             if not need and self._coming_free() > self._low_mark:
                 return
             gained = False
@@ -189,7 +194,7 @@ class Cleaner:
             if self._clock.now_ns() < self._pause_until_ns:
                 return  # the disk does not take what it writes
             if not need:
-                if not gained and not self.wanted:
+                if not gained and not self._is_needed():
                     self._found_nothing(need=False)
                     return
                 continue

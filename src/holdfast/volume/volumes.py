@@ -173,7 +173,7 @@ class Volumes:
             raise
         # What their metadata may need must not be taken from what is mapped.
         too_full = space.usable_blocks < usable_blocks and space.used_blocks > space.usable_blocks
-        if too_full or space.available_segments <= space.checkpoint_segments:
+        if too_full or space.available_segments < space.checkpoint_segments:
             self.hold_reserve()
             raise NoSpaceError("the pool is full: trim or remove volumes, or serve it with more --capacity")
         state_bytes = len(roles) * VOLUME_STATE_BYTES

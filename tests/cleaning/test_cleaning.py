@@ -243,7 +243,7 @@ def test_holders_are_asked_in_their_order_and_no_more_of_them_than_needed() -> N
         return leaf_slot(volume, leaf)  # type: ignore[arg-type]
 
     finder.leaf_slot = noted  # type: ignore[method-assign, assignment]
-    finder.holders.of = lambda _volume_id: (create_empty, world.engine.find("disk0"))  # type: ignore[method-assign]
+    finder.holders.of = lambda _volume_id: (create_empty, world.engine.find("disk0"))  # type: ignore[method-assign, assignment]
     pool.overwrite(len(pool.holds))
     assert asked[:2] == ["disk1", "disk0"]
     pool.check()

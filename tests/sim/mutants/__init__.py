@@ -71,8 +71,6 @@ RARE = {
 # Not found within a thousand seeds: why, and which test finds it.
 SURVIVORS = {
     "open-privilege-forgotten": "it uses up a reserve, which the cleaner soon fills again: tests/writeback/test_log.py",
-    "cold-segment-retired": "a checkpoint must begin between the end of a cold segment and its first move: "
-    "tests/cleaning/test_cleaning.py",
     "ring-of-the-victim": "a segment must come free and be filled again while the ring still has room for what was in "
     "it: tests/cleaning/test_cleaning.py",
     "nothing-spared-for-the-cleaner": "who overwrites may be refused where the cleaner finds nothing to gain, and the "

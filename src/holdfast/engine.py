@@ -44,6 +44,7 @@ from holdfast.volume.read import Reader
 from holdfast.volume.recovery import Recovery
 from holdfast.volume.removal import Removal
 from holdfast.volume.reserve import Reserve
+from holdfast.volume.resize import ResizeAnswer, Resizes
 from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings
 from holdfast.volume.snapshots import Snapshots
 from holdfast.volume.view import Views
@@ -232,6 +233,7 @@ class Engine:
         self.groups = Groups(
             self.volumes, accounts, self.scheduler, checkpoint=self.checkpoints.checkpoint, changed=self.note_throttling
         )
+        self.resizes = Resizes(self.volumes, self.writer, self.checkpoints, waitlists, self.scheduler)
         self._maintained_ordinal = -1
         self._maintenance_wanted = True
 
@@ -260,6 +262,7 @@ class Engine:
         yield from self.checkpoints.write(clean=False, epoch=self.log.epoch, both_slots=True)
         self.opened = True
         self.volumes.removal.begin()
+        self.resizes.resume()
 
     def close(self, done: Callable[[HoldfastError | None], None]) -> None:
         """Make everything durable and write a clean checkpoint. The caller has ended all sessions."""
@@ -410,6 +413,9 @@ class Engine:
 
     def change_volume(self, name: str, answer: Answer, settings: VolumeSettings) -> None:
         self.volumes.change(name, answer, settings)
+
+    def resize_volume(self, name: str, size_bytes: int, answer: ResizeAnswer, *, force: bool = False) -> None:
+        self.resizes.resize(name, size_bytes, answer, force=force)
 
     def remove_volume(self, name: str, answer: Answer, *, snapshots: bool = False) -> None:
         self.volumes.remove(name, answer, snapshots=snapshots)

@@ -103,6 +103,9 @@ class Replayer:
             volume = self.volumes.get(owner >> VOLUME_SHIFT)
             if volume is None:
                 continue  # removed by a checkpoint that came after it
+            stop -= int(np.count_nonzero(owners[start:stop] & _U64(LBA_MASK) >= _U64(volume.size_blocks)))
+            if stop == start:
+                continue  # behind the end: nobody was told that the volume has these
             try:
                 slots = yield from self._writable_leaves(volume, (owner & LBA_MASK) >> PAGE_SHIFT)
             except PageDamagedError as error:
@@ -119,7 +122,7 @@ class Replayer:
         volume = self.volumes.get(owner >> VOLUME_SHIFT)
         if volume is None:
             return
-        lba, stop = owner & LBA_MASK, (owner & LBA_MASK) + count
+        lba, stop = owner & LBA_MASK, min((owner & LBA_MASK) + count, volume.map_end_blocks)
         while lba < stop:
             leaf_end = min(stop, (lba >> PAGE_SHIFT) + 1 << PAGE_SHIFT)
             try:

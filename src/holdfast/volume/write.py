@@ -92,6 +92,10 @@ class Writer:
         self._live = log.space.live_words
         self._shift = log.shift
 
+    def renew(self) -> None:
+        """The pool has another capacity, and the space table other columns."""
+        self._live = self.log.space.live_words
+
     # ---- without waiting
 
     def write_block(self, volume: Volume, lba: int, block: memoryview | bytearray | bytes) -> int:

@@ -168,4 +168,5 @@ def sees_below(node: Volume) -> int:
     basis = node.basis
     if basis is None:
         return 0
-    return min(basis.map_end_blocks, node.reach_blocks or basis.map_end_blocks)
+    below = min(node.map_end_blocks, basis.map_end_blocks)
+    return min(below, node.reach_blocks or below)

@@ -1,4 +1,4 @@
-"""Volumes become larger and smaller, wherever a death falls: what was kept is there, what was cut off never comes back."""
+"""Volumes become larger and smaller, wherever a death falls: what was cut off never comes back, all else is there."""
 
 from __future__ import annotations
 

@@ -187,7 +187,6 @@ class Resizing(Story):
             die(self.world)
 
 
-
 @pytest.mark.parametrize("seed", range(60))
 def test_whatever_is_done_and_however_large_each_is_what_it_was(seed: int) -> None:
     story = Resizing(seed)

@@ -33,6 +33,7 @@ from holdfast.runtime.ring_memory import SHM_DIRECTORY, SharedRing, ring_name
 from holdfast.serving.bring_up import Surroundings, bring_up
 from holdfast.serving.heartbeat import Heartbeat
 from holdfast.units import BLOCK_SHIFT, GIB, MIB, format_size
+from holdfast.volume.capacity import check_capacity
 
 # Where segment files are in memory: left for the kernel's own, sockets above all.
 FILES_MARGIN_BYTES = 8 * MIB
@@ -147,12 +148,9 @@ class ServedPool:
             )
         if options.capacity_bytes is None:
             return superblock
-        segments = options.capacity_bytes // segment_size
-        if segments < superblock.capacity_segments:
-            raise RequestError(
-                f"pool {self.path} has a capacity of {format_size(superblock.capacity_segments * segment_size)}; "
-                "it can grow, but not shrink yet: leave --capacity out, or give more"
-            )
+        # Larger from the start, for a pool may be too full to be opened as it is. Smaller it becomes once it is open.
+        segments = max(superblock.capacity_segments, options.capacity_bytes // segment_size)
+        check_capacity(segments, superblock.segment_blocks)
         return replace(superblock, capacity_segments=segments)
 
     # ---- life

@@ -47,6 +47,17 @@ Evacuate = Callable[[int], Work]
 CapacityAnswer = Callable[["HoldfastError | None"], None]
 
 
+def check_capacity(segments: int, segment_blocks: int) -> None:
+    """Raise RequestError if no pool with such segments can have so many of them."""
+    least, most = SEGMENTS_MIN, (1 << ADDRESS_BITS) // segment_blocks
+    if not least <= segments <= most:
+        size = segment_blocks << BLOCK_SHIFT
+        raise RequestError(
+            f"with segments of {format_size(size)} the capacity of a pool is between {format_size(least * size)} and "
+            f"{format_size(most * size)}"
+        )
+
+
 class Capacity:
     """Fields: I fixed when made, L loop thread."""
 
@@ -127,12 +138,7 @@ class Capacity:
             self.running = False
 
     def _check(self, segments: int) -> None:
-        least, most = SEGMENTS_MIN, (1 << ADDRESS_BITS) // self._log.segment_blocks
-        if not least <= segments <= most:
-            raise RequestError(
-                f"with segments of {format_size(self._segment_bytes)} the capacity of a pool is between "
-                f"{format_size(least * self._segment_bytes)} and {format_size(most * self._segment_bytes)}"
-            )
+        check_capacity(segments, self._log.segment_blocks)
         if segments >= self._space.capacity_segments:
             return
         smallest = self.smallest_segments()

@@ -16,8 +16,8 @@ taken of it.
 
 Invariants:
 
- 1. A map has never fewer levels than the size in the row needs, and the row's root is one of its level: levels are added
-    only while no checkpoint is running, which takes the level at its beginning and the root at its end.
+ 1. A map has never fewer levels than the size in the row needs, and the row's root is one of its level: levels are
+    added only while no checkpoint is running, which takes the level at its beginning and the root at its end.
  2. Levels are not taken away again. A map may have more of them than its size needs.
  3. Behind the end of a volume its map has nothing but holes, and the rest of its last block is zero, unless `cutting`.
 

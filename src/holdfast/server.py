@@ -197,6 +197,7 @@ class Server:
         except HoldfastError as error:
             self._fail(error)
             return
+        self.pool.space_watch.start()
         uris = [uri for volume in self.engine.by_name.values() for uri in self.uris(volume.name)]
         print("ready", *(uris or [str(listener.address) for listener in self.listeners]), flush=True)
         _notify_systemd("READY=1")

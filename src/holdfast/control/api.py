@@ -21,7 +21,7 @@ from typing import Literal, Protocol, TypeAlias
 from msgspec import Struct, field
 
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
-from holdfast.control.space_api import ChangePool, ResizeVolume, VolumeResized
+from holdfast.control.space_api import ChangePool, FillInfo, ResizeVolume, VolumeResized
 from holdfast.errors import (
     CorruptionError,
     DiskError,
@@ -235,6 +235,7 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     connections: int = 0
     volumes: int = 0
     listening: list[str] = field(default_factory=list)
+    fill: list[FillInfo] = field(default_factory=list)  # of all that can become full, the pool first; none while idle
 
 
 class WaitInfo(Struct, frozen=True, kw_only=True):

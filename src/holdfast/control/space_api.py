@@ -21,6 +21,17 @@ class VolumeResized(Struct, frozen=True, kw_only=True):
     cut_data_bytes: int = 0  # how much of that held data
 
 
+class FillInfo(Struct, frozen=True, kw_only=True):
+    """How full something is. `kind`: pool, group, volume, or host filesystem, the one below the pool."""
+
+    kind: str
+    name: str = ""  # of the group or volume
+    used_bytes: int = 0
+    limit_bytes: int = 0
+    over_percent: int = 0  # the highest threshold of the warnings that is crossed
+    full_in_s: float | None = None  # at the rate of the last minutes; none: never
+
+
 class ChangePool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     capacity_bytes: int
 

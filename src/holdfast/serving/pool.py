@@ -24,7 +24,7 @@ from holdfast.runtime.clock import SystemClock
 from holdfast.runtime.disk import DirectoryDisk
 from holdfast.runtime.fault import FaultInjector, FaultRule
 from holdfast.runtime.fault_disk import FaultyDisk
-from holdfast.runtime.host import boot_tag, default_memory_bytes
+from holdfast.runtime.host import boot_tag, default_memory_bytes, filesystem_space
 from holdfast.runtime.lock import PoolLock
 from holdfast.runtime.loop import EventLoop
 from holdfast.runtime.pressure import PressureWatch
@@ -32,6 +32,7 @@ from holdfast.runtime.prng import SystemPrng
 from holdfast.runtime.ring_memory import SHM_DIRECTORY, SharedRing, ring_name
 from holdfast.serving.bring_up import Surroundings, bring_up
 from holdfast.serving.heartbeat import Heartbeat
+from holdfast.serving.space_watch import SpaceWatch
 from holdfast.units import BLOCK_SHIFT, GIB, MIB, format_size
 from holdfast.volume.capacity import check_capacity
 
@@ -117,6 +118,7 @@ class ServedPool:
         self.engine = brought_up.engine
         faults.told = self.engine.complain
         self._heartbeat = Heartbeat(self.loop, self.engine, pressure=PressureWatch().level)
+        self.space_watch = SpaceWatch(self.loop, self.engine, host=lambda: filesystem_space(self.path))
         self.uuid = brought_up.uuid
         self.ring_memory = brought_up.ring_memory
         self._known_end = brought_up.known_end
@@ -167,6 +169,7 @@ class ServedPool:
     def release(self, *, clean: bool) -> None:
         """Let go of files, ring and lock. Only after a clean end may the ring go."""
         self._heartbeat.stop()
+        self.space_watch.stop()
         if clean:
             self.ring_memory.discard()
         if clean or self.engine.flusher.idle:

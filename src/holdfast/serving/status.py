@@ -19,7 +19,7 @@ from holdfast.control.api import (
     WaitList,
 )
 from holdfast.control.group_api import GroupInfo
-from holdfast.control.space_api import VolumeResized
+from holdfast.control.space_api import FillInfo, VolumeResized
 from holdfast.engine import Engine
 from holdfast.memory.group import KIND_NAMES, UNLIMITED_BYTES, Kind
 from holdfast.pool.block import page_place
@@ -179,6 +179,17 @@ def pool_status(
         connections=connections,
         volumes=len(engine.volumes.by_id),
         listening=listening,
+        fill=[
+            FillInfo(
+                kind=watched.kind,
+                name=watched.name,
+                used_bytes=watched.used_bytes,
+                limit_bytes=watched.limit_bytes,
+                over_percent=watched.thresholds.percent,
+                full_in_s=watched.seconds_left,
+            )
+            for watched in pool.space_watch.watched.values()
+        ],
     )
 
 

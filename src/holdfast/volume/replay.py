@@ -96,6 +96,8 @@ class Replayer:
         # The last entry of each owner counts; np.unique finds first ones, so it is given the reverse.
         owners, first = np.unique(owners[::-1], return_index=True)
         words = words[::-1][first]
+        there = self._within_size(owners)
+        owners, words = owners[there], words[there]
         leaves = owners >> _U64(PAGE_SHIFT)
         edges = [0, *(np.flatnonzero(leaves[1:] != leaves[:-1]) + 1).tolist(), len(owners)]
         for start, stop in pairwise(edges):
@@ -103,9 +105,6 @@ class Replayer:
             volume = self.volumes.get(owner >> VOLUME_SHIFT)
             if volume is None:
                 continue  # removed by a checkpoint that came after it
-            stop -= int(np.count_nonzero(owners[start:stop] & _U64(LBA_MASK) >= _U64(volume.size_blocks)))
-            if stop == start:
-                continue  # behind the end: nobody was told that the volume has these
             try:
                 slots = yield from self._writable_leaves(volume, (owner & LBA_MASK) >> PAGE_SHIFT)
             except PageDamagedError as error:
@@ -117,6 +116,16 @@ class Replayer:
             inside = (owners[start:stop] & _U64(PAGE_MASK)).astype(np.intp)
             self.space.count_blocks(words[start:stop] & _U64(ADDRESS_MASK))
             self._exchange.replace(volume, slots[0], inside, words[start:stop], slots[1:])
+
+    def _within_size(self, owners: Words) -> npt.NDArray[np.bool_]:
+        """Which blocks, in ascending order, are not behind the end of their volume: nobody was told that it has those."""
+        ids = owners >> _U64(VOLUME_SHIFT)
+        ends = np.full(len(owners), LBA_MASK + 1, np.uint64)
+        for volume_id in np.unique(ids).tolist():
+            volume = self.volumes.get(volume_id)
+            if volume is not None:
+                ends[ids == _U64(volume_id)] = volume.size_blocks
+        return (owners & _U64(LBA_MASK)) < ends
 
     def _apply_hole(self, owner: int, count: int) -> Work:
         volume = self.volumes.get(owner >> VOLUME_SHIFT)

@@ -118,7 +118,7 @@ class Replayer:
             self._exchange.replace(volume, slots[0], inside, words[start:stop], slots[1:])
 
     def _within_size(self, owners: Words) -> npt.NDArray[np.bool_]:
-        """Which blocks, in ascending order, are not behind the end of their volume: nobody was told that it has those."""
+        """Which blocks are not behind the end of their volume; nobody was told that it has those."""
         ids = owners >> _U64(VOLUME_SHIFT)
         ends = np.full(len(owners), LBA_MASK + 1, np.uint64)
         for volume_id in np.unique(ids).tolist():

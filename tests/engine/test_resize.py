@@ -434,3 +434,28 @@ def test_trims_and_reads_go_on_while_the_volume_grows() -> None:
         assert read(world, client, index * 8 * BLOCK) == (bytes(BLOCK) if index % 3 == 0 else block(index))
     world.settle()
     check_accounts(world)
+
+
+def test_what_the_log_has_behind_the_end_is_left_out_of_the_map() -> None:
+    """It would need the new size to be told before it is durable; should it ever be, the pool opens all the same."""
+    world = with_volume("behind", 2 * MIB)
+    write(world, connect(world, "disk0"), 0, 1)
+    resized(world, LARGE)
+    world.run(world.engine.checkpoint(both_slots=True))
+    volume = world.engine.find("disk0")
+    volume.stored_size_bytes = 2 * MIB  # what the checkpoint says is not what clients were told
+    world.run(world.engine.checkpoint(both_slots=True))
+    client = connect(world, "disk0")
+    write(world, client, 2 * MIB - BLOCK, 2, 3)
+    write(world, client, FAR, 3)
+    die(world, power=False)
+    client = connect(world, "disk0")
+    assert client.size_bytes == 2 * MIB
+    assert read(world, client, 2 * MIB - BLOCK) == block(2)
+    world.settle()
+    assert not behind_the_end(world)
+    check_accounts(world)
+    resized(world, LARGE)
+    client = connect(world, "disk0")
+    assert read(world, client, FAR) == bytes(BLOCK)
+    assert read(world, client, 2 * MIB, 2 * BLOCK) == bytes(2 * BLOCK)

@@ -111,8 +111,8 @@ class Checkpointer:
         live = space.live.copy()
         for address in self.meta_addresses:
             live[address >> log.shift] -= 1
-        rows, groups = self._rows(), self._groups()
         capacity_segments = space.capacity_segments  # stays while a checkpoint is running
+        rows, groups = self._rows(), self._groups()
         self.pages.begin(live)
         yield from self.pages.write_all()
 

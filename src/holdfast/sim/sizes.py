@@ -82,6 +82,10 @@ class Sizes:
         if smaller and (engine.by_name[name].connections or not self._changes.rests(name)):
             self.world.loop.call_later(POLL_NS, lambda: self._begin(name, size, life, answer))
             return
+        if (name, size // BLOCK_SIZE_BYTES) in self._model.contested:
+            # What would be left of the last block is not known, and nobody is there who could read it.
+            size = size // BLOCK_SIZE_BYTES * BLOCK_SIZE_BYTES or BLOCK_SIZE_BYTES
+            self.busy[name] = (self._operator.volumes[name], size)
         after = self._cut(name, size) if smaller else {}
         self._model.doubt(self._model.begin(after))
 

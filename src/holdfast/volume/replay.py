@@ -98,6 +98,8 @@ class Replayer:
         words = words[::-1][first]
         there = self._within_size(owners)
         owners, words = owners[there], words[there]
+        if not len(owners):
+            return
         leaves = owners >> _U64(PAGE_SHIFT)
         edges = [0, *(np.flatnonzero(leaves[1:] != leaves[:-1]) + 1).tolist(), len(owners)]
         for start, stop in pairwise(edges):

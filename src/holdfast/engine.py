@@ -28,6 +28,7 @@ from holdfast.pool.superblock import Superblock
 from holdfast.runtime.ports import Clock, Disk
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.block_reader import BlockReader
+from holdfast.volume.capacity import Capacity, CapacityAnswer
 from holdfast.volume.checkpoints import Checkpoints
 from holdfast.volume.cleaner import Cleaner
 from holdfast.volume.copier import cleaner_bytes
@@ -44,6 +45,7 @@ from holdfast.volume.read import Reader
 from holdfast.volume.recovery import Recovery
 from holdfast.volume.removal import Removal
 from holdfast.volume.reserve import Reserve
+from holdfast.volume.resize import ResizeAnswer, Resizes
 from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings
 from holdfast.volume.snapshots import Snapshots
 from holdfast.volume.view import Views
@@ -232,6 +234,20 @@ class Engine:
         self.groups = Groups(
             self.volumes, accounts, self.scheduler, checkpoint=self.checkpoints.checkpoint, changed=self.note_throttling
         )
+        self.resizes = Resizes(self.volumes, self.writer, self.checkpoints, waitlists, self.scheduler)
+        self.capacity = Capacity(
+            self.log,
+            reserve,
+            self.volumes,
+            self.checkpoints,
+            waitlists,
+            self.scheduler,
+            changed=self._segment_prepared,
+            stopping=lambda: self.closing,
+            evacuate=self.cleaner.evacuate,
+            is_cleaning=lambda: self.cleaner.running,
+        )
+        self.space.on_resized = self._resized
         self._maintained_ordinal = -1
         self._maintenance_wanted = True
 
@@ -260,6 +276,8 @@ class Engine:
         yield from self.checkpoints.write(clean=False, epoch=self.log.epoch, both_slots=True)
         self.opened = True
         self.volumes.removal.begin()
+        self.resizes.resume()
+        self.capacity.remove_strays()
 
     def close(self, done: Callable[[HoldfastError | None], None]) -> None:
         """Make everything durable and write a clean checkpoint. The caller has ended all sessions."""
@@ -372,6 +390,10 @@ class Engine:
         self.cleaner.want()
         self._look_again()
 
+    def _resized(self) -> None:
+        self.writer.renew()
+        self.cleaner.renew()
+
     def _segment_prepared(self) -> None:
         self._maintenance_wanted = True
         self._segment_unpinned()
@@ -410,6 +432,12 @@ class Engine:
 
     def change_volume(self, name: str, answer: Answer, settings: VolumeSettings) -> None:
         self.volumes.change(name, answer, settings)
+
+    def resize_volume(self, name: str, size_bytes: int, answer: ResizeAnswer, *, force: bool = False) -> None:
+        self.resizes.resize(name, size_bytes, answer, force=force)
+
+    def resize_pool(self, capacity_bytes: int, answer: CapacityAnswer) -> None:
+        self.capacity.resize(capacity_bytes, answer)
 
     def remove_volume(self, name: str, answer: Answer, *, snapshots: bool = False) -> None:
         self.volumes.remove(name, answer, snapshots=snapshots)

@@ -27,6 +27,7 @@ from holdfast.control.api import (
 )
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
 from holdfast.control.http import MetricsConnection
+from holdfast.control.space_api import ChangePool, ResizeVolume
 from holdfast.engine import Engine
 from holdfast.errors import DiskError, HoldfastError, RequestError, Resource, log_fields
 from holdfast.pool.tables import GroupLimits
@@ -41,7 +42,7 @@ from holdfast.serving.control_connection import ControlSocket
 from holdfast.serving.metrics import PoolMetrics
 from holdfast.serving.pool import PoolOptions, ServedPool
 from holdfast.serving.settings import group_limits, volume_settings
-from holdfast.serving.status import group_info, pool_status, statistics, volume_info, wait_list
+from holdfast.serving.status import group_info, pool_status, statistics, volume_info, volume_resized, wait_list
 from holdfast.units import BLOCK_SHIFT, format_size
 from holdfast.volume.groups import TenantGroup
 from holdfast.volume.volume import Volume
@@ -125,7 +126,16 @@ class Server:
             return
         for finding in self.engine.findings:
             log_output.warning("%s: %s", self.pool.path, finding)
-        self._make_volumes(list(self.options.volumes))
+        if self.options.capacity_bytes is None:
+            self._capacity_set(None)
+        else:
+            self.engine.resize_pool(self.options.capacity_bytes, self._capacity_set)
+
+    def _capacity_set(self, error: HoldfastError | None) -> None:
+        if error is not None:
+            self._fail(error)
+        else:
+            self._make_volumes(list(self.options.volumes))
 
     def _fail(self, error: HoldfastError) -> None:
         """End with an error. A pool that could be opened is closed in order all the same."""
@@ -187,6 +197,7 @@ class Server:
         except HoldfastError as error:
             self._fail(error)
             return
+        self.pool.space_watch.start()
         uris = [uri for volume in self.engine.by_name.values() for uri in self.uris(volume.name)]
         print("ready", *(uris or [str(listener.address) for listener in self.listeners]), flush=True)
         _notify_systemd("READY=1")
@@ -303,6 +314,17 @@ class Server:
 
     def change_volume(self, name: str, change: ChangeVolume, reply: ServiceReply) -> None:
         self.engine.change_volume(name, self._told_of(name, reply), volume_settings(self.engine, change))
+
+    def resize_volume(self, name: str, wanted: ResizeVolume, reply: ServiceReply) -> None:
+        self.engine.resize_volume(
+            name,
+            wanted.size_bytes,
+            lambda outcome: reply(outcome if isinstance(outcome, HoldfastError) else volume_resized(outcome)),
+            force=wanted.force,
+        )
+
+    def change_pool(self, change: ChangePool, reply: ServiceReply) -> None:
+        self.engine.resize_pool(change.capacity_bytes, lambda error: reply(error or self.status()))
 
     def acknowledge_loss(self, name: str, loss_epoch: int, reply: ServiceReply) -> None:
         self.engine.volumes.acknowledge_loss(name, loss_epoch, self._told_of(name, reply))

@@ -21,7 +21,7 @@ from .conftest import Run
 
 COMMANDS = [
     ("serve",), ("volume", "create"), ("volume", "list"), ("volume", "show"), ("volume", "remove"),
-    ("volume", "set"), ("volume", "acknowledge-loss"),
+    ("volume", "set"), ("volume", "resize"), ("volume", "acknowledge-loss"), ("pool", "resize"),
     ("group", "create"), ("group", "list"), ("group", "show"), ("group", "set"), ("group", "remove"),
     ("copy",), ("top",), ("check",), ("doctor",), ("lab", "list"), ("lab", "run"), ("completion",),
 ]  # fmt: skip

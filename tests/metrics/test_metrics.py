@@ -276,6 +276,7 @@ def test_the_page_names_labels_and_alerts_that_exist(server: Server) -> None:
     text = PAGE.read_text()
     exported = {name for name, *_labels in scrape(server).samples} | {
         "holdfast_faults_struck_total", "holdfast_volume_quota_bytes", "holdfast_writeback_failures_total",
+            "holdfast_space_full_in_seconds",
         "holdfast_group_space_limit_bytes", "holdfast_group_memory_minimum_bytes",
         "holdfast_group_dirty_watermark_bytes", "holdfast_group_memory_limit_bytes",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""`holdfast volume create|list|show|remove`, on a served pool and on an idle one alike."""
+"""`holdfast volume create|list|show|resize|remove`, on a served pool and on an idle one alike."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from holdfast.control.api import (
     VolumeInfo,
     VolumeList,
 )
+from holdfast.control.space_api import ResizeVolume
 from holdfast.units import format_size
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -33,7 +34,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 
 @click.group(name="volume", cls=LazyGroup)
 def command() -> None:
-    """Create, list, show, change and remove the volumes of a pool.
+    """Create, list, show, change, resize and remove the volumes of a pool.
 
     POOL is the directory of the pool and POOL/NAME a volume of it.  The pool may be served or idle; an idle one is
     opened for the moment.
@@ -139,6 +140,40 @@ def set_(
             f"{volume}: {format_size(info.mapped_bytes)} used of {_quota(info)}; when full: {_on_full(info)}; "
             f"when write-back fails: {_on_error(info)}; group {info.group}"
         )
+
+
+@command.command(
+    cls=ManualCommand,
+    exit_codes={1: "the pool refused: no such volume, it would be smaller, or clients use it"},
+    examples=[
+        ("Twice as large, while clients use it", "holdfast volume resize ./pool/disk1 20G"),
+        ("See what a smaller size would cut off", "holdfast volume resize ./pool/disk1 5G"),
+        ("Cut it off", "holdfast volume resize ./pool/disk1 5G --force"),
+    ],
+)
+@click.argument("volume", type=VOLUME, metavar="POOL/NAME")
+@click.argument("size", type=VOLUME_SIZE)
+@click.option("--force", is_flag=True, help="Make it smaller. What lies behind the new end is gone for good.")
+@_JSON
+def resize(volume: PoolPath, size: int, force: bool, as_json: bool) -> None:
+    """Give the volume NAME of POOL another SIZE.
+
+    It grows at once, also while clients use it; NBD has no message for that, so they learn of the new size when they
+    connect again.  It takes no space until it is written, and reads as zeroes.
+
+    It becomes smaller with --force only, and while nobody is connected.  Without --force nothing is changed, and the
+    error says how much would be cut off and how much of that holds data.  Snapshots keep what they have.
+    """
+    assert volume.name is not None
+    with open_pool(volume.pool) as service:
+        resized = service.resize_volume(volume.name, ResizeVolume(size_bytes=size, force=force))
+    if as_json:
+        print_json(resized)
+        return
+    cut = ""
+    if resized.cut_bytes:
+        cut = f"; cut {format_size(resized.cut_bytes)} off, of which {format_size(resized.cut_data_bytes)} held data"
+    click.echo(f"{volume}: {format_size(resized.size_bytes)}{cut}")
 
 
 @command.command(

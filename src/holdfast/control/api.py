@@ -21,6 +21,7 @@ from typing import Literal, Protocol, TypeAlias
 from msgspec import Struct, field
 
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
+from holdfast.control.space_api import ChangePool, FillInfo, ResizeVolume, VolumeResized
 from holdfast.errors import (
     CorruptionError,
     DiskError,
@@ -234,6 +235,7 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     connections: int = 0
     volumes: int = 0
     listening: list[str] = field(default_factory=list)
+    fill: list[FillInfo] = field(default_factory=list)  # of all that can become full, the pool first; none while idle
 
 
 class WaitInfo(Struct, frozen=True, kw_only=True):
@@ -258,7 +260,7 @@ class WaitList(Struct, frozen=True, kw_only=True):
 
 
 Statistics: TypeAlias = dict[str, int | float]
-Answer: TypeAlias = VolumeInfo | VolumeRemoved | GroupInfo | GroupRemoved
+Answer: TypeAlias = VolumeInfo | VolumeRemoved | VolumeResized | GroupInfo | GroupRemoved | PoolStatus
 
 
 # --- Errors on the wire -----------------------------------------------------------------------------------------------
@@ -350,6 +352,15 @@ class Service(Protocol):
         """Replies with VolumeRemoved. Without `force` a volume with connections is refused with RequestError."""
         ...
 
+    def resize_volume(self, name: str, wanted: ResizeVolume, reply: Reply) -> None:
+        """Replies with VolumeResized once that is durable. Making it smaller is refused with RequestError without
+        `force`, saying what that would cut off, and while it has connections."""
+        ...
+
+    def change_pool(self, change: ChangePool, reply: Reply) -> None:
+        """Replies with the PoolStatus once the capacity is durable; what lies behind a smaller one is moved before."""
+        ...
+
     def acknowledge_loss(self, name: str, loss_epoch: int, reply: Reply) -> None:
         """Replies with the VolumeInfo once it is durable that an operator knows of the loss."""
         ...
@@ -385,6 +396,10 @@ class OfflineService(Protocol):
     def change_volume(self, name: str, change: ChangeVolume) -> VolumeInfo: ...
 
     def remove_volume(self, name: str, *, force: bool = False) -> object: ...
+
+    def resize_volume(self, name: str, wanted: ResizeVolume) -> VolumeResized: ...
+
+    def change_pool(self, change: ChangePool) -> PoolStatus: ...
 
     def acknowledge_loss(self, name: str, loss_epoch: int) -> VolumeInfo: ...
 

@@ -10,6 +10,7 @@ received, sends what `data_to_send` gives, and closes the socket when `closed` i
 
     GET    /metrics                        Prometheus metrics, as text
     GET    /v1/pool                        PoolStatus
+    PATCH  /v1/pool                        ChangePool -> PoolStatus
     GET    /v1/statistics                  {name: number}
     GET    /v1/waits                       WaitList
     GET    /v1/volumes                     VolumeList
@@ -17,6 +18,7 @@ received, sends what `data_to_send` gives, and closes the socket when `closed` i
     GET    /v1/volumes/NAME                VolumeInfo
     PATCH  /v1/volumes/NAME                ChangeVolume -> VolumeInfo
     DELETE /v1/volumes/NAME[?force=true]   VolumeRemoved
+    POST   /v1/volumes/NAME/resize         ResizeVolume -> VolumeResized
     POST   /v1/volumes/NAME/acknowledge-loss   AcknowledgeLoss -> VolumeInfo
     GET    /v1/groups                      GroupList
     POST   /v1/groups                      CreateGroup -> GroupInfo, 201
@@ -64,6 +66,7 @@ from holdfast.control.api import (
     validate_wait,
 )
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupList, validate_group
+from holdfast.control.space_api import ChangePool, ResizeVolume, validate_capacity
 from holdfast.errors import HoldfastError, RequestError
 
 HEADER_BYTES_MAX: Final = 16 * 1024
@@ -80,13 +83,14 @@ _G = TypeVar("_G", bound=ChangeGroup)
 _VOLUMES = "/v1/volumes"
 _VOLUME_PREFIX = _VOLUMES + "/"
 _ACKNOWLEDGE = "/acknowledge-loss"
+_RESIZE = "/resize"
 _GROUPS = "/v1/groups"
 _GROUP_PREFIX = _GROUPS + "/"
 
 # Path -> the methods that it knows, for the Allow header of a 405.
 _METHODS = {
     METRICS_PATH: "GET",
-    "/v1/pool": "GET",
+    "/v1/pool": "GET, PATCH",
     "/v1/statistics": "GET",
     "/v1/waits": "GET",
     _VOLUMES: "GET, POST",
@@ -231,6 +235,10 @@ class ControlConnection:
                 self._respond_metrics(service.metrics())
             case "GET", "/v1/pool":
                 self._respond(200, service.status())
+            case "PATCH", "/v1/pool":
+                wanted_pool = self._decode(ChangePool, "a change of the pool")
+                validate_capacity(wanted_pool.capacity_bytes)
+                service.change_pool(wanted_pool, self._reply_with(200))
             case "GET", "/v1/statistics":
                 self._respond(200, service.statistics())
             case "GET", "/v1/waits":
@@ -251,11 +259,16 @@ class ControlConnection:
                 service.change_group(path.removeprefix(_GROUP_PREFIX), change, self._reply_with(200))
             case "DELETE", _ if path.startswith(_GROUP_PREFIX):
                 service.remove_group(path.removeprefix(_GROUP_PREFIX), self._reply_with(200))
-            case "POST", _ if _is_acknowledge(path):
+            case "POST", _ if _is_action(path, _RESIZE):
+                wanted_size = self._decode(ResizeVolume, "a size for a volume")
+                validate_volume_size(wanted_size.size_bytes)
+                name = _volume_name(path.removesuffix(_RESIZE))
+                service.resize_volume(name, wanted_size, self._reply_with(200))
+            case "POST", _ if _is_action(path, _ACKNOWLEDGE):
                 wanted_epoch = self._decode(AcknowledgeLoss, "a loss to acknowledge").loss_epoch
                 name = _volume_name(path.removesuffix(_ACKNOWLEDGE))
                 service.acknowledge_loss(name, wanted_epoch, self._reply_with(200))
-            case _ if _is_acknowledge(path):
+            case _ if _is_action(path, _ACKNOWLEDGE) or _is_action(path, _RESIZE):
                 self._refuse_route(method, path)
             case "POST", "/v1/shutdown":
                 service.shutdown()
@@ -271,7 +284,7 @@ class ControlConnection:
 
     def _refuse_route(self, method: str, path: str) -> None:
         allowed = _METHODS.get(path)
-        if _is_acknowledge(path):
+        if _is_action(path, _ACKNOWLEDGE) or _is_action(path, _RESIZE):
             allowed = "POST"
         elif path.startswith((_VOLUME_PREFIX, _GROUP_PREFIX)):
             allowed = "GET, PATCH, DELETE"
@@ -390,9 +403,9 @@ def _error_answer(kind: str, message: str, errno: int) -> ErrorAnswer:
     return ErrorAnswer(error=ErrorBody(kind=kind, message=message, errno=errno))
 
 
-def _is_acknowledge(path: str) -> bool:
-    """Also where the volume's name is empty or none: that is refused as a name."""
-    return path.startswith(_VOLUME_PREFIX) and path.endswith(_ACKNOWLEDGE) and len(path) > len(_VOLUMES + _ACKNOWLEDGE)
+def _is_action(path: str, action: str) -> bool:
+    """True for something that is done to a volume; also where its name is empty or none: that is refused as a name."""
+    return path.startswith(_VOLUME_PREFIX) and path.endswith(action) and len(path) > len(_VOLUMES + action)
 
 
 def _volume_name(path: str) -> str:

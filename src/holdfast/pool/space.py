@@ -18,6 +18,10 @@ from it may still need its commits, until a second checkpoint has replaced that 
 by the index. While a commit is open its blocks are not counted yet, so `live` of the open segment can be below zero for
 a moment; `Log` adds them when it seals.
 
+Segments are handed out below `limit_segments`, which is the capacity, but for a while when that changes
+(`volume/capacity.py`): before a larger one is durable, and before a smaller one can be. In the second case those behind
+it that are free are there for the cleaner and for checkpoints, should they find no other.
+
 On disk a row is 16 bytes: live u32, state u8, three zero bytes, ordinal u64. ABSENT and FREE are told apart by the
 files that exist when the pool is opened.
 """
@@ -27,6 +31,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +66,7 @@ class SpaceTable:
 
     def __init__(self, capacity_segments: int, segment_shift: int, *, reserve_segments: int = 0) -> None:
         self.capacity_segments = capacity_segments
+        self.limit_segments = capacity_segments  # those from here on are not handed out
         self.segment_shift = segment_shift
         # Client data may not take the last `reserve_segments` free segments, nor what gives space back the last
         # `checkpoint_segments`: a checkpoint must find room in a full pool, or it could never be opened again.
@@ -80,9 +86,12 @@ class SpaceTable:
         self.ordinal = np.zeros(capacity_segments, np.uint64)
         self.free: deque[int] = deque()
         self.absent: deque[int] = deque(range(capacity_segments))
+        self.behind: deque[int] = deque()  # free ones behind the limit
         self.preparing: set[int] = set()
+        self.strays: list[int] = []  # files behind the capacity, left by a pool that was larger
         self.host_full = False  # the last attempt to make a segment file failed
         self.on_unpinned: Callable[[], None] = lambda: None  # a free segment can be taken that could not before
+        self.on_resized: Callable[[], None] = lambda: None  # the columns are new ones
         self._readers: dict[int, int] = {}
 
     @property
@@ -99,6 +108,7 @@ class SpaceTable:
             return Privilege.CLIENT
         if available > self.checkpoint_segments + self.cleaner_segments:
             return Privilege.FREEING
+        available += len(self.behind)
         return Privilege.CLEANER if available > self.checkpoint_segments else Privilege.CHECKPOINT
 
     def is_prepared_for(self, privilege: Privilege) -> bool:
@@ -108,7 +118,8 @@ class SpaceTable:
         """
         checkpoint = self.checkpoint_segments
         held_back = (self.reserve_segments, checkpoint + self.cleaner_segments, checkpoint, 0)[privilege]
-        return len(self.free) > held_back
+        behind = len(self.behind) if privilege >= Privilege.CLEANER else 0
+        return len(self.free) + behind > held_back
 
     def room_for_clients(self) -> bool:
         """True if client data may open another segment."""
@@ -116,11 +127,12 @@ class SpaceTable:
 
     def take_free(self) -> int | None:
         """Take a free segment to be opened, or None if none is ready now."""
-        for _ in range(len(self.free)):
-            segment = self.free.popleft()
-            if segment not in self._readers:
-                return segment
-            self.free.append(segment)  # a late reader is still in its old contents
+        for free in (self.free, self.behind):
+            for _ in range(len(free)):
+                segment = free.popleft()
+                if segment not in self._readers:
+                    return segment
+                free.append(segment)  # a late reader is still in its old contents
         return None
 
     def opened(self, segment: int, ordinal: int) -> None:
@@ -155,8 +167,7 @@ class SpaceTable:
     def give_back_unfilled(self, segment: int) -> None:
         """The cleaner could not write it, or has nothing to put into it after all."""
         assert self.state[segment] == FILLING
-        self.state[segment] = FREE
-        self.free.append(segment)
+        self._came_free(segment)
 
     def filled(self, segment: int, ordinal: int) -> None:
         """All of it is durable: the maps may be pointed at it."""
@@ -188,12 +199,19 @@ class SpaceTable:
     def prepared(self, segment: int) -> None:
         self.preparing.discard(segment)
         self.host_full = False
+        self._came_free(segment)
+
+    def _came_free(self, segment: int) -> None:
         self.state[segment] = FREE
-        self.free.append(segment)
+        if segment < self.limit_segments:
+            self.free.append(segment)
+        else:
+            self.behind.append(segment)
 
     def preparation_failed(self, segment: int) -> None:
         self.preparing.discard(segment)
-        self.absent.appendleft(segment)
+        if segment < self.limit_segments:
+            self.absent.appendleft(segment)
         self.host_full = True
 
     def drop_blocks(self, addresses: npt.NDArray[np.uint64]) -> None:
@@ -234,6 +252,7 @@ class SpaceTable:
         self.state[: len(rows)] = np.where(rows["state"] == DYING, ABSENT, rows["state"])
         self.ordinal[: len(rows)] = rows["ordinal"]
         present = set(files)
+        self.strays = sorted(segment for segment in present if segment >= self.capacity_segments)
         self.free.clear()
         self.absent.clear()
         for segment in np.flatnonzero(self.state == ABSENT).tolist():
@@ -242,6 +261,49 @@ class SpaceTable:
                 self.free.append(segment)
             else:
                 self.absent.append(segment)
+
+    # ---- another capacity
+
+    def set_limit(self, limit_segments: int) -> None:
+        """From now on segments below this are handed out, and no others without need."""
+        assert limit_segments <= self.capacity_segments
+        before, self.limit_segments = self.limit_segments, limit_segments
+        free = [*self.free, *self.behind]
+        self.free = deque(segment for segment in free if segment < limit_segments)
+        self.behind = deque(segment for segment in free if segment >= limit_segments)
+        self.absent = deque(segment for segment in self.absent if segment < limit_segments)
+        for segment in range(before, limit_segments):
+            if self.state[segment] == ABSENT and segment not in self.preparing:
+                self.absent.append(segment)
+
+    def used_behind_limit(self) -> list[int]:
+        """Segments behind the limit that hold something."""
+        state = self.state[self.limit_segments :]
+        return (np.flatnonzero((state != FREE) & (state != ABSENT)) + self.limit_segments).tolist()
+
+    def is_busy_behind_limit(self) -> bool:
+        """True if somebody still reads or writes a file behind the limit."""
+        return any(segment >= self.limit_segments for segment in (*self.preparing, *self._readers))
+
+    def resize(self, capacity_segments: int) -> list[int]:
+        """Have so many rows; new ones are not handed out before `set_limit`. Rows that go must be of segments that hold
+        nothing; returns those of which there are files."""
+        kept = min(capacity_segments, self.capacity_segments)
+        files: list[int] = (np.flatnonzero(self.state[kept:] == FREE) + kept).tolist()
+        self.behind.clear()
+        assert self.limit_segments <= capacity_segments
+        assert not np.any(self.state[kept:] > FREE), "a segment that goes is in use"
+
+        def resized(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            new = np.zeros(capacity_segments, column.dtype)
+            new[:kept] = column[:kept]
+            return new
+
+        self.live, self.state, self.ordinal = resized(self.live), resized(self.state), resized(self.ordinal)
+        self.live_words = self.live.data
+        self.capacity_segments = capacity_segments
+        self.on_resized()
+        return files
 
     def claim(self, segment: int, ordinal: int) -> None:
         """Recovery found the segment in use behind the checkpoint: it is not free."""
@@ -267,8 +329,7 @@ class SpaceTable:
         Returns how many came free."""
         coming_free = np.flatnonzero(self.state == DYING).tolist()
         for segment in coming_free:
-            self.state[segment] = FREE
-            self.free.append(segment)
+            self._came_free(segment)
         self.freed_segments += len(coming_free)
         return len(coming_free)
 

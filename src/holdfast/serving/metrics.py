@@ -21,6 +21,7 @@ from holdfast.serving.clients import Clients
 from holdfast.serving.memory_metrics import MEMORY_PARTS
 from holdfast.serving.metric_families import NS, Labelled, Observed, counter, counters, gauge, gauges
 from holdfast.serving.pool import ServedPool
+from holdfast.serving.space_watch import VOLUME
 from holdfast.units import BLOCK_SHIFT
 from holdfast.volume.volume import Volume
 
@@ -106,6 +107,39 @@ def _pool(seen: Observed) -> Iterator[Metric]:
     yield counter("cleaner_failures_total", "Segments that it could not read or write.", cleaner.counts.failures)
     yield gauge(
         "host_filesystem_full", "1 if the last attempt to make a segment file failed, else 0.", int(space.host_full)
+    )
+
+
+def _space(seen: Observed) -> Iterator[Metric]:
+    """How full everything is that can be, as of the last look."""
+    found = list(seen.pool.space_watch.watched.values())
+    if len(found) > VOLUMES_LISTED_MAX:
+        found = [watched for watched in found if watched.kind != VOLUME]
+    labels = ["kind", "name"]
+    yield gauges(
+        "space_used_bytes",
+        "What is used of what can become full.",
+        labels,
+        [([watched.kind, watched.name], watched.used_bytes) for watched in found],
+    )
+    yield gauges(
+        "space_limit_bytes",
+        "How much of it can be used.",
+        labels,
+        [([watched.kind, watched.name], watched.limit_bytes) for watched in found],
+    )
+    yield gauges(
+        "space_warning_percent",
+        "The highest threshold of the warnings that is crossed: 80, 90, 95, or 0.",
+        labels,
+        [([watched.kind, watched.name], watched.thresholds.percent) for watched in found],
+    )
+    ends = [(watched, watched.seconds_left) for watched in found]
+    yield gauges(
+        "space_full_in_seconds",
+        "Until it is full, at the rate of the last minutes; no series if it never will be.",
+        labels,
+        [([watched.kind, watched.name], seconds) for watched, seconds in ends if seconds is not None],
     )
 
 
@@ -236,6 +270,7 @@ def _volumes(seen: Observed) -> Iterator[Metric]:
 PARTS: tuple[Callable[[Observed], Iterator[Metric]], ...] = (
     _server,
     _pool,
+    _space,
     *MEMORY_PARTS,
     _map,
     _write_back,

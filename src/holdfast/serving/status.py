@@ -19,6 +19,7 @@ from holdfast.control.api import (
     WaitList,
 )
 from holdfast.control.group_api import GroupInfo
+from holdfast.control.space_api import FillInfo, VolumeResized
 from holdfast.engine import Engine
 from holdfast.memory.group import KIND_NAMES, UNLIMITED_BYTES, Kind
 from holdfast.pool.block import page_place
@@ -30,6 +31,7 @@ from holdfast.serving.pool import ServedPool
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.groups import TenantGroup
 from holdfast.volume.page_cache import PAGE_SHIFT
+from holdfast.volume.resize import Resized
 from holdfast.volume.volume import OnError, OnFull, Volume
 
 
@@ -57,6 +59,15 @@ def volume_info(volume: Volume, uris: list[str]) -> VolumeInfo:
         loss_epoch=volume.loss_epoch,
         loss_open=volume.loss_open,
         created=datetime.fromtimestamp(volume.created_ns / 1e9, UTC).isoformat(timespec="seconds"),
+    )
+
+
+def volume_resized(resized: Resized) -> VolumeResized:
+    return VolumeResized(
+        name=resized.volume.name,
+        size_bytes=resized.volume.size_bytes,
+        cut_bytes=resized.cut_bytes,
+        cut_data_bytes=resized.cut_data_bytes,
     )
 
 
@@ -168,6 +179,17 @@ def pool_status(
         connections=connections,
         volumes=len(engine.volumes.by_id),
         listening=listening,
+        fill=[
+            FillInfo(
+                kind=watched.kind,
+                name=watched.name,
+                used_bytes=watched.used_bytes,
+                limit_bytes=watched.limit_bytes,
+                over_percent=watched.thresholds.percent,
+                full_in_s=watched.seconds_left,
+            )
+            for watched in pool.space_watch.watched.values()
+        ],
     )
 
 

@@ -96,6 +96,12 @@ class Changes:
                     self.model.doubt(change.begun)
         self._ghosts = kept
 
+    def rests(self, name: str) -> bool:
+        """True if no change of the volume is under way, not even of a client that hung up."""
+        if any(client.volume == name for client, _ in self._ghosts):
+            return False
+        return not any(key[0] == name and self.model.is_open(key) for key in self.model.blocks)
+
     def forget_volume(self, name: str) -> None:
         """What was under way for a volume that is no more, or that becomes another one, counts for nothing."""
         self.model.forget_volume(name)

@@ -133,6 +133,8 @@ class Run:
             work.trim_everything()
         for _ in range(swarm.tenants):
             self.tenants.stir()
+        for _ in range(swarm.resizes):
+            self.work.sizes.stir()
         if crash:
             self.send(rng.randrange(operations))
             if rng.random() < swarm.busy_crash:
@@ -259,6 +261,7 @@ class Run:
             return False
         self.inspection.check_recovered(power_failed=self._power_failed)
         self.tenants.check()
+        self.work.sizes.check()
         self._power_failed = False
         return True
 
@@ -282,6 +285,7 @@ class Run:
         except HoldfastError as error:
             raise AssertionError(f"the pool does not open after a clean end: {error}") from error
         self.tenants.check()
+        self.work.sizes.check()
         self.inspection.check_quiet()
 
     def close(self) -> None:

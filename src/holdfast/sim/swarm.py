@@ -54,6 +54,7 @@ class Swarm:
     faults: list[tuple[str, str, float]] = field(default_factory=list)
     damage: bool = False  # the medium lies: what it holds may be wrong
     tenants: int = 0  # so many changes of groups begin with each phase
+    resizes: int = 0  # and so many changes of sizes
 
 
 def draw_swarm(seed: int | str, operations: int) -> Swarm:
@@ -148,12 +149,20 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
         swarm.faulty, swarm.crash, swarm.power = 1.0, 1.0, 0.7
         rate = rng.choice([0.1, 0.3])
         swarm.faults = [("read", FLIP, rate), ("read cached", FLIP, rate / 4)]
+    # From numbers of its own: so the other runs are what they were before there was this.
+    rng = stream(seed, "swarm of sizes")
+    if rng.random() < 0.35:
+        swarm.resizes = rng.choice([1, 1, 3])
+        if swarm.faults and not damage and rng.random() < 0.3:
+            swarm.faults = [*swarm.faults, ("remove", rng.choice(POINTS["remove"]), 0.5)]
     return swarm
 
 
 def _draw_faults(rng: Random, *, damage: bool) -> list[tuple[str, str, float]]:
     chosen = []
     for point, kinds in POINTS.items():
+        if point == "remove":
+            continue  # drawn with the changes of sizes
         for kind in kinds:
             if kind in DAMAGE:
                 if damage and rng.random() < 0.5:

@@ -126,7 +126,6 @@ class World:
             around,
             EngineOptions(self.plan, pages_per_turn=self.config.pages_per_turn, refuses=self._refuses, verify=True),
             new=self._new_superblock,
-            adjust=lambda superblock: replace(superblock, capacity_segments=self.config.segments),
         )
         self.engine = brought_up.engine
         self._watch_refusals()

@@ -101,6 +101,7 @@ class Cleaner:
         self._freed = freed  # I
         self._stopping = stopping  # I
         self._pause_until_ns = 0  # L
+        self._evacuated_from = -1  # L: all victims are segments from here on, whatever they hold; -1: any
         self._nothing_at: tuple[int, ...] = ()  # L: what the pool was like when nothing could be gained
         # What makes a victim worth the work: with less than that to gain the pool would be copied for nothing.
         self._gain_min = self.copier.worth_blocks // 32 + 1  # I
@@ -116,7 +117,7 @@ class Cleaner:
         """Segments that are free, or only wait for a checkpoint."""
         space = self.space
         dead = (space.state == DYING) | ((space.state == SEALED) & (space.live == 0))
-        return space.available_segments + int(np.count_nonzero(dead))
+        return space.available_segments + int(np.count_nonzero(dead[: space.limit_segments]))
 
     def _picture(self) -> tuple[int, ...]:
         """What the pool is like, as far as it could make a difference."""
@@ -175,6 +176,30 @@ class Cleaner:
             held.release()
             self.running = False
 
+    def evacuate(self, first: int) -> Work:
+        """Empty all segments from `first` on, as far as that can be done now (a task's work): of what is in them, pages
+        stay live until a checkpoint, and what is not durable yet is left for another time."""
+        while self.running:
+            yield self._waitlists.next_tick
+        self.running = True
+        self._evacuated_from = first
+        held = self._scheduler.hold(self._waitlists.segment_room)
+        try:
+            more = True
+            while more and not self._stopping() and self._clock.now_ns() >= self._pause_until_ns:
+                more = yield from self._round(need=True)
+                if self.copier.lacks_segment:
+                    self.wanted = True  # one is made of what is dead elsewhere
+                    return
+        finally:
+            held.release()
+            self._evacuated_from = -1
+            self.running = False
+
+    def renew(self) -> None:
+        """The pool has another capacity."""
+        self._set_aside.renew()
+
     def _clean(self) -> Work:
         fruitless_checkpoints = 0
         while not self._stopping():
@@ -231,7 +256,11 @@ class Cleaner:
     def _victims(self, *, need: bool) -> list[int]:
         space, log = self.space, self.log
         fill = self.copier.worth_blocks - self._gain_min if need else int(self.copier.worth_blocks * RELAXED_FILL)
-        candidates = (space.state == SEALED) & (space.live > 0) & (space.live <= fill)
+        candidates = (space.state == SEALED) & (space.live > 0)
+        if self._evacuated_from < 0:
+            candidates &= space.live <= fill
+        else:
+            candidates[: self._evacuated_from] = False
         # What is not durable is in the ring alone.
         ordinals = space.ordinal.astype(np.int64)
         young = 0 if need else space.capacity_segments // 4  # these may still be emptied by those who write
@@ -252,7 +281,7 @@ class Cleaner:
         if not victims:
             return False
         try:
-            return (yield from self.copier.fill_one(victims))
+            return (yield from self.copier.fill_one(victims, whatever_it_costs=self._evacuated_from >= 0))
         except DiskError as error:
             self.copier.note_failure(error)
             self._pause_until_ns = self._clock.now_ns() + PAUSE_NS

@@ -111,12 +111,12 @@ class Copier:
         self._moves = Moves(self.log.segment_blocks)  # I
         self._busy_ns = 0  # L: since it last left the disk to others
 
-    def fill_one(self, victims: list[int]) -> Work:
+    def fill_one(self, victims: list[int], *, whatever_it_costs: bool = False) -> Work:
         """Fill a cold segment out of these, in this order, as far as they are needed (a task's work); or do without,
         where they hold pages only. False: nothing was gained. Raises DiskError if the cold segment cannot be
-        written."""
+        written. `whatever_it_costs`: also where that gains no space."""
         space = self.space
-        alone = len(victims) == 1 and int(space.live[victims].sum()) < self.worth_blocks
+        alone = len(victims) == 1 and int(space.live[victims].sum()) < self.worth_blocks and not whatever_it_costs
         cold: ColdSegment | None = None
         marked = 0
         self._moves.clear()

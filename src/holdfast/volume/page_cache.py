@@ -13,7 +13,7 @@ through a dictionary. A slot is in one of these conditions:
 Invariants
  1. The parent of a resident page is resident: so a checkpoint never waits for a page to be read.
  2. A page is evicted only if it is clean and has no resident children (`children` also counts reads under way).
- 3. Pages above the leaves are changed by a checkpoint only.
+ 3. Pages above the leaves are changed by a checkpoint only; new ones are put above the root while none is running.
  4. A slot that is taken is charged to the group of its volume. Nothing is evicted to make room within `take_slots`: a
     refusal is noted, and the reclaimer calls `shrink` in a turn of its own.
 """
@@ -177,6 +177,12 @@ class PageCache:
         if parent_slot >= 0:
             self.children[parent_slot] += 1
         self._parents[slot] = parent_slot
+
+    def put_below(self, slot: int, parent_slot: int) -> None:
+        """The page in `slot`, a root so far, has one above it now."""
+        assert self._parents[slot] < 0
+        self._parents[slot] = parent_slot
+        self.children[parent_slot] += 1
 
     def parent(self, slot: int) -> int:
         """Slot of the page above, -1 for a root."""

@@ -60,6 +60,9 @@ class PageTable:
         """
         cache = self.cache
         slot_of = cache.slot_of
+        if index >> PAGE_SHIFT * max(0, volume.root_level - level):
+            assert not create, "the map does not reach as far"
+            return -1
         while True:
             slot = slot_of.get(volume.key_base | level << LEVEL_SHIFT | index)
             if slot is not None:
@@ -164,13 +167,17 @@ class PageTable:
         if cache.stamp[parent] == 0:
             cache.mark_dirty(parent)
 
+    def loading(self, key: int) -> Waitlist | None:
+        """Who waits for a page that is being read; None if it is not."""
+        return self._loading.get(key)
+
     def is_loading(self, volume: Volume) -> bool:
         """True while a page of the volume is being read; its parent is pinned until then."""
         return any(key >> VOLUME_SHIFT == volume.volume_id for key in self._loading)
 
     def next_leaf(self, volume: Volume, leaf: int, end: int, *, must: bool = False) -> Work:
         """The first leaf in [leaf, end) that exists, or `end` (a task's work). Skips absent subtrees whole."""
-        while leaf < end:
+        while leaf < min(end, 1 << PAGE_SHIFT * volume.root_level):
             level = volume.root_level
             while True:
                 slot = yield from self.page(volume, level, leaf >> PAGE_SHIFT * level, create=False, must=must)

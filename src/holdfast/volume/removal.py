@@ -111,7 +111,8 @@ class Removal:
                 return
 
     def _is_in_use(self, node: Volume) -> bool:
-        return self._table.is_loading(node) or self._views.is_building(node) or self._is_visited(node)
+        is_read = self._table.is_loading(node) or self._views.is_building(node)
+        return is_read or self._is_visited(node) or node.resizing
 
     def _next(self) -> Volume | None:
         """A node to be emptied: from the volume's end on, so that none that is being emptied gets anything new."""
@@ -126,7 +127,7 @@ class Removal:
         """Take all that a node has, then the node out of the tree."""
         heir = predecessor(node)
         leaf, count = 0, 0
-        end = (node.size_blocks - 1 >> PAGE_SHIFT) + 1
+        end = 1 << PAGE_SHIFT * node.root_level  # not its size: a clone that was made smaller has marks behind its end
         while leaf < end:
             try:
                 leaf = yield from self._table.next_leaf(node, leaf, end)
@@ -158,6 +159,8 @@ class Removal:
         self._emptied.append(node)
 
     def _empty_leaf(self, node: Volume, heir: Volume | None, leaf: int) -> Work:
+        if heir is not None and leaf << PAGE_SHIFT >= sees_below(heir):
+            heir = None  # it was taken when the volume was smaller
         while True:
             if heir is not None and leaf in heir.lost_leaves:
                 heir = None

@@ -21,6 +21,11 @@ class SetAside:
         self._clock = clock
         self._victims: dict[int, tuple[int, int]] = {}  # live blocks that it had, and until when
 
+    def renew(self) -> None:
+        """The pool has another capacity."""
+        for segment in [segment for segment in self._victims if segment >= self._space.capacity_segments]:
+            del self._victims[segment]
+
     def put(self, segment: int, until_ns: int) -> None:
         self._victims[segment] = self._space.live_words[segment], until_ns
 

@@ -99,11 +99,11 @@ class Views:
                 links = _not_passed(node, building)
                 passed = links[-1].basis if links else None
                 continue
+            if link.basis is link.ground:
+                building.ground = building.seen.copy()  # all of it: marks are from when the node saw as much
             visible = sees_below(link) - first
             if visible < PAGE_ENTRIES:
                 building.seen[max(visible, 0) :] = 0
-            if link.basis is link.ground:
-                building.ground = building.seen.copy()
             if slot >= 0:
                 row = self._cache.arena[slot]
                 blocks = np.where((row & _ADDRESS) == 0, np.uint64(0), row)

@@ -104,10 +104,18 @@ class Volumes:
                 self.by_name[volume.name] = volume
         self.hold_reserve()
 
-    def hold_reserve(self, *, more_bytes: int = 0) -> None:
-        """Hold back what the volume table needs as it is, with so many bytes of rows more. Raises what
-        `Reserve.hold_for` does."""
-        self._reserve.hold_for(self._rows_bytes + self.groups_bytes + more_bytes, exist=not more_bytes)
+    def hold_reserve(self, *, more_bytes: int = 0, larger: bool = False) -> None:
+        """Hold back what the volume table needs as it is, with so many bytes of rows more. `larger`: the pool is to
+        become so, which can be refused as well. Raises what `Reserve.hold_for` does."""
+        self._reserve.hold_for(self._table_bytes + more_bytes, exist=not (more_bytes or larger))
+
+    def usable_blocks_for(self, capacity_segments: int) -> int:
+        """How many blocks could be live in a pool of this capacity."""
+        return self._reserve.usable_blocks_for(capacity_segments, self._table_bytes)
+
+    @property
+    def _table_bytes(self) -> int:
+        return self._rows_bytes + self.groups_bytes
 
     @property
     def groups_bytes(self) -> int:

@@ -92,6 +92,10 @@ class Writer:
         self._live = log.space.live_words
         self._shift = log.shift
 
+    def renew(self) -> None:
+        """The pool has another capacity, and the space table other columns."""
+        self._live = self.log.space.live_words
+
     # ---- without waiting
 
     def write_block(self, volume: Volume, lba: int, block: memoryview | bytearray | bytes) -> int:
@@ -283,7 +287,7 @@ class Writer:
                 yield from self.overcome(obstacle, volume, lba + done, patience)
 
     def _write_part(
-        self, volume: Volume, lba: int, start: int, data: memoryview, patience: Patience, payer: Group
+        self, volume: Volume, lba: int, start: int, data: memoryview, patience: Patience | None, payer: Group
     ) -> Work:
         """Read a block, change a part of it, write it. If the block changed while it was read, all over again."""
         owner = volume.key_base | lba
@@ -349,6 +353,14 @@ class Writer:
             self.views.changed(lba >> PAGE_SHIFT, at, np.array([entry], np.uint64), np.array([given_up], np.uint64))
             return entry
 
+    def clear_rest(self, volume: Volume, lba: int, start: int) -> Work:
+        """Make a block zero from byte `start` on (a task's work), on behalf of the pool: that there is no space changes
+        nothing about the volume. A hole stays one. Raises NoSpaceError, CorruptionError, DiskError."""
+        slot = yield from self.views.leaf(volume, lba >> PAGE_SHIFT)
+        if slot >= 0 and self._words[slot << PAGE_SHIFT | lba & PAGE_MASK]:
+            rest = ZEROES[: BLOCK_SIZE_BYTES - start]
+            yield from self._write_part(volume, lba, start, rest, None, volume.group.memory)
+
     def zero(self, volume: Volume, offset: int, length: int, *, allocate: bool, payer: Group | None = None) -> Work:
         """Make a byte range read as zeroes: whole blocks become holes, or written zeroes with `allocate`."""
         end = offset + length
@@ -399,7 +411,12 @@ class Writer:
             else:
                 first = stop
 
-    def _punch_in_leaf(self, volume: Volume, first: int, stop: int) -> int:
+    def forget_in_leaf(self, volume: Volume, first: int, stop: int) -> int:
+        """Make blocks [first, stop), which lie in one leaf, holes without a record in the log: for what a crash brings
+        back only together with the reason to do it again. 0, or the `Obstacle`."""
+        return self._punch_in_leaf(volume, first, stop, logged=False)
+
+    def _punch_in_leaf(self, volume: Volume, first: int, stop: int, *, logged: bool = True) -> int:
         slot = self._slot_of.get(volume.key_base | first >> PAGE_SHIFT)
         if slot is None:
             return Obstacle.NO_PAGE
@@ -412,14 +429,15 @@ class Writer:
             keeper_slots, obstacle = self._writable_keepers(volume, first >> PAGE_SHIFT)
             if obstacle:
                 return obstacle
-        log = self.log
-        log.bill(volume.group.memory)
-        if not log.room:
-            room = log.make_room(Privilege.FREEING)
-            if room:
-                return room
-        log.append_hole(volume.key_base | first & LBA_MASK, stop - first)
-        log.room = 0
+        if logged:
+            log = self.log
+            log.bill(volume.group.memory)
+            if not log.room:
+                room = log.make_room(Privilege.FREEING)
+                if room:
+                    return room
+            log.append_hole(volume.key_base | first & LBA_MASK, stop - first)
+            log.room = 0
         self._replace(volume, slot, first & PAGE_MASK, np.zeros(stop - first, np.uint64), keeper_slots)
         return Obstacle.NONE
 

@@ -411,6 +411,13 @@ class Log:
         self.segment = -1
         return True
 
+    def leave_segment(self) -> bool:
+        """Seal the open segment although it has room: what follows goes into another one. False: not now, because the
+        ring has no room for what is left of it, or a commit has just been opened."""
+        self._settle(self.dirty.system)
+        self.seal_commit()
+        return self.segment < 0 or (not self._commit_position and self._seal_segment())
+
     # ---- publishing and reading
 
     def publish(self) -> None:

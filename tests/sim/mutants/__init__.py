@@ -16,6 +16,7 @@ from tests.sim.mutants.mutant import Mutant
 from tests.sim.mutants.pool import CHECKPOINT_AND_SPACE
 from tests.sim.mutants.recovery import RECOVERY
 from tests.sim.mutants.serving import SERVING
+from tests.sim.mutants.sizes import SIZES
 from tests.sim.mutants.versions import VERSIONS
 from tests.sim.mutants.volume import VOLUMES
 from tests.sim.mutants.work import ORDER_OF_WAITS, WAITING
@@ -36,6 +37,7 @@ MUTANTS = [
     *WAITING,
     *SERVING,
     *GROUPS,
+    *SIZES,
     *ORDER_OF_WAITS,
     *FOUND_AND_MENDED,
 ]

@@ -62,8 +62,8 @@ CLEANING = [
         "clients may fill all that is not reserved: nothing is left to clean with",
         "P5, P7",
         "holdfast.volume.reserve",
-        "space.reserve_segments - self.spare_segments",
-        "space.reserve_segments",
+        "reserve_segments - self._spare_segments(capacity_segments)",
+        "reserve_segments",
     ),
     Mutant(
         "damage-copied-along",

@@ -362,7 +362,10 @@ class Story:
             lbas = self.lbas_of(name)
             first = rng.randrange(len(lbas))
             for index in range(first, min(len(lbas), first + rng.choice([1, 1, 4, 12]))):
-                write(world, name, self.lbas[index], number.to_bytes(4, "little") * (BLOCK // 4))
+                block = number.to_bytes(4, "little") * (BLOCK // 4)
+                if world.engine.writer.write_block(world.engine.find(name), self.lbas[index], block):
+                    write(world, name, self.lbas[index], block)  # something has to be waited for
+                world.engine.turn()  # only then it would be acknowledged
                 self.contents[name][index] = number
         elif action == "trim":
             name = rng.choice(self.volumes())

@@ -22,6 +22,7 @@ from holdfast.pool.block import (
     ADDRESS_MASK,
     CHECK_MASK,
     GROUND_MARK,
+    HOLE_MARK,
     KIND_DATA,
     LBA_MASK,
     WordArray,
@@ -101,6 +102,8 @@ class Writer:
     def write_block(self, volume: Volume, lba: int, block: memoryview | bytearray | bytes) -> int:
         """Write one whole block; returns 0, or the `Obstacle` in the way, with nothing changed."""
         if volume.versioned:
+            if volume.basis is None:
+                return self._write_kept_block(volume, lba, block)
             return self.write_run(volume, lba, memoryview(block))[1]
         slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
         if slot is None:
@@ -134,6 +137,52 @@ class Writer:
             self._live[(old & ADDRESS_MASK) >> self._shift] -= 1
             if volume.damaged:
                 volume.damaged.pop(lba, None)
+        return 0
+
+    def _write_kept_block(self, volume: Volume, lba: int, block: memoryview | bytearray | bytes) -> int:
+        """`write_block` for a volume without a basis that has snapshots: as `Exchange.replace`, for one block."""
+        slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
+        if slot is None:
+            return Obstacle.NO_PAGE
+        if self._stamp[slot] != self.cache.generation:
+            obstacle = self.make_writable(slot)
+            if obstacle:
+                return obstacle
+        keeper_slots, obstacle = self._writable_keepers(volume, lba >> PAGE_SHIFT)
+        if obstacle:
+            return obstacle
+        log = self.log
+        if not log.room:
+            room = log.make_room()
+            if room:
+                return room
+        words = self._words
+        inside = lba & PAGE_MASK
+        old = words[slot << PAGE_SHIFT | inside]
+        keeps = bool(keeper_slots) and lba < volume.keep_below
+        for keeper_slot in keeper_slots:
+            if words[keeper_slot << PAGE_SHIFT | inside]:
+                keeps = False
+        if keeps or not old:
+            if not old and volume.mapped_blocks >= volume.mapped_blocks_max:
+                return Obstacle.OVER_QUOTA
+            group, space = volume.group, log.space
+            if group.mapped_blocks >= group.mapped_blocks_max:
+                return Obstacle.GROUP_OVER_SPACE
+            if space.used_blocks >= space.usable_blocks:
+                return Obstacle.NO_SPACE
+            space.used_blocks += 1
+            if not old:
+                volume.count_mapped(1)
+        words[slot << PAGE_SHIFT | inside] = log.append(block, volume.key_base | lba, volume.data_seed, KIND_DATA)
+        if keeps:
+            words[keeper_slots[-1] << PAGE_SHIFT | inside] = old or HOLE_MARK
+            if old:
+                volume.keepers[-1].count_mapped(1)
+        elif old:
+            self._live[(old & ADDRESS_MASK) >> self._shift] -= 1
+        if old and volume.damaged:
+            volume.damaged.pop(lba, None)
         return 0
 
     def write_run(self, volume: Volume, lba: int, view: memoryview) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from errno import ENOSPC
 from random import Random
 
-from holdfast.errors import HoldfastError, ShortageError
+from holdfast.errors import HoldfastError, RetryError, ShortageError
 from holdfast.sim.faults import REFUSE
 from holdfast.sim.model import ZERO, Model, Version
 from holdfast.sim.operator import Operator, both
@@ -74,6 +74,8 @@ class History:
             chosen.append(self._rng.choice(others))
         if volume not in self.operator.volumes or len(self.records) + len(chosen) > SNAPSHOTS_MAX:
             return
+        if any(map(self.operator.is_busy, chosen)):
+            return  # what it is, and how large, is not known now
         self._number += 1
         label = f"s{self._number}"
         names = [f"{name}@{label}" for name in chosen]
@@ -98,14 +100,16 @@ class History:
     def _now(self, volume: str) -> Record:
         """What can be read of a volume at this moment."""
         moment = self.model.tick()
-        lbas = [key[1] for key in self.model.blocks if key[0] == volume]
+        size_bytes = self.operator.volumes[volume]
+        lbas = [key[1] for key in self.model.blocks if key[0] == volume and key[1] << BLOCK_SHIFT < size_bytes]
         allowed = {lba: list(dict.fromkeys(self.model.may_read((volume, lba), moment))) for lba in lbas}
-        return Record(allowed, self.operator.volumes[volume])
+        return Record(allowed, size_bytes)
 
     def _must_be_excused(self, error: HoldfastError, excused: Callable[[], bool]) -> None:
         struck = self.world.faults.struck
         short = struck["state", REFUSE] + struck["staging", REFUSE] and isinstance(error, ShortageError)
-        assert short or error.errno == ENOSPC or excused(), error
+        being_cut = isinstance(error, RetryError)  # a volume that was made smaller just now
+        assert short or being_cut or error.errno == ENOSPC or excused(), error
 
     def _any(self) -> str | None:
         sure = [name for name, record in self.records.items() if record.sure]
@@ -180,7 +184,7 @@ class History:
         if name is None or not self.records[name].settled:
             return
         volume = name.split("@")[0]
-        if volume not in self.operator.volumes:
+        if volume not in self.operator.volumes or self.operator.is_busy(volume):
             return
         node = self.world.engine.find(volume)
         self.rolling[volume] = node.volume_id, self.operator.volumes.pop(volume), self.records[name]

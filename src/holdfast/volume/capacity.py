@@ -5,8 +5,8 @@ are the new segments handed out: recovery looks for the log only in segments tha
 
 Smaller. Segments behind the new end are not handed out any more, but to the cleaner and to checkpoints if there is no
 other: what they need in order to advance they have at every moment. Those that hold something are emptied: the log
-leaves the one that it is in, tables move with each checkpoint, what is dead comes free with one, what is live is moved
-by whoever can (`evacuate`). Once all are free, in both superblock slots' eyes, a checkpoint tells of the smaller
+leaves the one that it is in, tables move with each checkpoint, what is dead comes free with one, and what is live is
+moved by whoever can (`evacuate`). Once all are free, in both superblock slots' eyes, a checkpoint tells of the smaller
 capacity, in both slots, and then the files are removed. Whatever fails before that leaves the pool as large as it was.
 Files that a crash left behind are removed after the next start.
 

@@ -103,6 +103,7 @@ class Cleaner:
         self._pause_until_ns = 0  # L
         self._evacuated_from = -1  # L: all victims are segments from here on, whatever they hold; -1: any
         self._nothing_at: tuple[int, ...] = ()  # L: what the pool was like when nothing could be gained
+        self._missing_at = -1  # L: blocks in use when it could not fill the reserve again; -1: that is worth trying
         # What makes a victim worth the work: with less than that to gain the pool would be copied for nothing.
         self._gain_min = self.copier.worth_blocks // 32 + 1  # I
 
@@ -130,11 +131,14 @@ class Cleaner:
 
     def _is_needed(self) -> bool:
         """True if somebody waits for a segment, or some of those held back are missing."""
-        return self.wanted or self.space.available_segments < self.space.reserve_segments
+        space = self.space
+        missing = space.available_segments < space.reserve_segments
+        return self.wanted or (missing and space.used_blocks != self._missing_at)
 
     def want(self) -> None:
         """Somebody found no segment, and waits."""
         self.wanted = True
+        self._missing_at = -1
 
     def is_due(self) -> bool:
         """True if a task should be started for `run`. To be asked now and then, and whenever `want` was called."""
@@ -248,8 +252,12 @@ class Cleaner:
 
     def _found_nothing(self, *, need: bool) -> None:
         self._nothing_at = (*self._picture(), need)
-        self.wanted = False
         if need:
+            # Were it to try again whenever a checkpoint of its own has changed something, an idle pool would go on
+            # for ever.
+            self._missing_at = self.space.used_blocks
+        if self.wanted:
+            self.wanted = False
             self.space.cleaning_helps = False
             self._freed()
 

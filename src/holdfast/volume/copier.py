@@ -141,7 +141,7 @@ class Copier:
                     cold = self._begin_cold(victims)
                     if cold is None:
                         self.lacks_segment = True
-                        break
+                        continue  # those that hold pages only need none
                 yield from self._copy(victim, ordinal, blocks, cold)
                 if not cold.has_room():
                     break

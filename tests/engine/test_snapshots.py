@@ -212,11 +212,11 @@ def test_a_promoted_clone_takes_its_snapshot_with_it(world: HoldingWorld) -> Non
         (lambda world: snapshot(world, "v@s"), "already"),
         (lambda world: snapshot(world, "v@" + "x" * 65), "1 to 64"),
         (lambda world: snapshot(world, "v@a", "v@b"), "twice"),
-        (lambda world: remove(world, "v"), "has 1 snapshots"),
+        (lambda world: remove(world, "v"), "has a snapshot; remove it first"),
         (lambda world: promote(world, "v"), "not a clone"),
         (lambda world: roll_back(world, "v"), "not a snapshot"),
         (lambda world: clone(world, "v@s", "v"), "already"),
-        (lambda world: clone(world, "v@none", "w"), "no volume"),
+        (lambda world: clone(world, "v@none", "w"), "no snapshot"),
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(

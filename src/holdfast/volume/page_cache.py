@@ -153,8 +153,11 @@ class PageCache:
 
     def move_volume(self, key_base: int, group: Group) -> None:
         """From now on `group` pays for the pages of a volume, whatever its limit."""
+        self.move_volumes({key_base >> VOLUME_SHIFT}, group)
+
+    def move_volumes(self, volume_ids: set[int], group: Group) -> None:
         for key, slot in self.slot_of.items():
-            if key >> VOLUME_SHIFT == key_base >> VOLUME_SHIFT and self._groups[slot] is not group:
+            if key >> VOLUME_SHIFT in volume_ids and self._groups[slot] is not group:
                 self._groups[slot].release(Kind.MAP_PAGES, BLOCK_SIZE_BYTES)
                 group.charge(Kind.MAP_PAGES, BLOCK_SIZE_BYTES)
                 self._groups[slot] = group

@@ -26,6 +26,10 @@ def format_used(used_bytes: int, limit_bytes: int) -> str:
     return f"{format_size(used_bytes)} of {format_size(limit_bytes)}" if limit_bytes else format_size(used_bytes)
 
 
+def count_snapshots(count: int) -> str:
+    return "1 snapshot" if count == 1 else f"{count} snapshots"
+
+
 def format_snapshots(volume: VolumeInfo) -> str:
     """How many snapshots a volume has, and what they keep beyond what newer ones and the volume have."""
     return f"{volume.snapshots} ({format_size(volume.snapshots_bytes)})" if volume.snapshots else "-"

@@ -8,7 +8,7 @@ import click
 
 from holdfast.cli.command import CommandError, ManualCommand
 from holdfast.cli.locate import NEW_SNAPSHOT, SNAPSHOT, VOLUME, VOLUME_OR_SNAPSHOT, PoolPath, open_pool
-from holdfast.cli.output import print_json
+from holdfast.cli.output import count_snapshots, print_json
 from holdfast.cli.volume_options import GROUP, JSON, ON_ERROR, ON_FULL, QUOTA
 from holdfast.control.api import CloneVolume, OnError, OnFull, TakeSnapshots
 from holdfast.units import format_size
@@ -125,7 +125,7 @@ def promote(volume: PoolPath, as_json: bool) -> None:
     if as_json:
         print_json(info)
     else:
-        click.echo(f"promoted {volume}; it has {info.snapshots} snapshots now")
+        click.echo(f"promoted {volume}; it has {count_snapshots(info.snapshots)} now")
 
 
 @click.command(
@@ -159,7 +159,7 @@ def rollback(snapshot: PoolPath, yes: bool, as_json: bool) -> None:
     else:
         click.echo(
             f"{volume} is what {snapshot} is, {format_size(info.size_bytes)}; what was written to it after its newest "
-            f"snapshot is gone; its {info.snapshots} snapshots are all there"
+            f"snapshot is gone; {count_snapshots(info.snapshots)} of it there still are"
         )
 
 

@@ -21,7 +21,7 @@ from holdfast.cli.locate import (
     PoolPath,
     open_pool,
 )
-from holdfast.cli.output import format_snapshots, print_json, print_table, shorten
+from holdfast.cli.output import count_snapshots, format_snapshots, print_json, print_table, shorten
 from holdfast.cli.volume_options import GROUP, JSON, ON_ERROR, ON_FULL, QUOTA
 from holdfast.control.api import (
     ChangeVolume,
@@ -286,7 +286,7 @@ def show(volume: PoolPath, as_json: bool) -> None:
         *(("failing", told) for told in _write_back(info)),
         *(("damaged", f"{part.length} bytes at offset {part.offset}: {part.what}") for part in info.damaged),
     ):
-        click.echo(f"{title:<9}  {value}")
+        click.echo(f"{title:<8}  {value}")
 
 
 @command.command(
@@ -319,7 +319,7 @@ def remove(volume: PoolPath, snapshots: bool, force: bool, yes: bool, as_json: b
     if as_json:
         print_json(removed)
     else:
-        click.echo(f"removed {volume}" + (f" and {removed.snapshots} snapshots" if removed.snapshots else ""))
+        click.echo(f"removed {volume}" + (f" and {count_snapshots(removed.snapshots)}" if removed.snapshots else ""))
 
 
 for _name, _command in snapshot.COMMANDS.items():
@@ -334,7 +334,7 @@ def _settings(info: VolumeInfo) -> list[tuple[str, str]]:
         ("quota", _quota(info)),
         ("on full", _on_full(info)),
         ("on error", _on_error(info)),
-        *([("snapshots", format_snapshots(info))] if info.snapshots else []),
+        *([("has", _snapshots(info))] if info.snapshots else []),
     ]
 
 
@@ -342,6 +342,13 @@ def _only_volume(where: PoolPath, volumes: list[VolumeInfo]) -> VolumeInfo:
     if len(volumes) != 1:
         raise CommandError(f"{where}: the pool has {len(volumes)} volumes; name one as {where}/NAME")
     return volumes[0]
+
+
+def _snapshots(volume: VolumeInfo) -> str:
+    kept = "keeps" if volume.snapshots == 1 else "keep"
+    return (
+        f"{count_snapshots(volume.snapshots)}, which {kept} {format_size(volume.snapshots_bytes)} that it has replaced"
+    )
 
 
 def _quota(volume: VolumeInfo) -> str:

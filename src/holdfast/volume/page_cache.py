@@ -195,7 +195,10 @@ class PageCache:
 
     def forget_volume(self, key_base: int) -> None:
         """Drop all pages of a volume whatever their state: it is gone, with everything in it."""
-        slots = [slot for key, slot in self.slot_of.items() if key >> VOLUME_SHIFT == key_base >> VOLUME_SHIFT]
+        self.forget_volumes({key_base >> VOLUME_SHIFT})
+
+    def forget_volumes(self, volume_ids: set[int]) -> None:
+        slots = [slot for key, slot in self.slot_of.items() if key >> VOLUME_SHIFT in volume_ids]
         for slot in sorted(slots, key=lambda slot: self.key_of[slot]):  # leaves before their parents
             self.forget(slot)
         gone = set(slots)

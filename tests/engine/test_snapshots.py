@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
 import pytest
 
 from holdfast.errors import HoldfastError, RequestError
+from holdfast.pool.tables import GroupLimits
 from holdfast.sim.accounts import check_accounts
 from holdfast.sim.world import World
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
-from holdfast.volume.volume import Role, Volume
+from holdfast.volume.settings import VolumeSettings
+from holdfast.volume.volume import OnFull, Role, Volume
 from holdfast.work.task import Work, run_to_end
 from tests.engine.helpers import HoldingWorld, create, new_world
 
@@ -438,3 +441,62 @@ def test_whatever_is_done_each_is_what_it_was(seed: int) -> None:
     story.world.close()
     story.world.open()
     story.check()
+
+
+# ---- names, settings, numbers
+
+
+def test_a_name_is_taken_from_the_moment_it_is_asked_for(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    engine = world.engine
+    first = world.wait_for(lambda answer: engine.snapshots.take([("v", "s")], answer))
+    second = world.wait_for(lambda answer: engine.snapshots.take([("v", "s")], answer))
+    other = world.wait_for(lambda answer: engine.snapshots.clone("v", "c", answer))
+    third = world.wait_for(lambda answer: engine.create_volume("c", SIZE, answer))
+    assert isinstance(second[0], RequestError)
+    assert isinstance(third[0], RequestError)
+    world.settle(lambda: bool(first and other))
+    assert sorted(engine.by_name) == ["c", "v", "v@s"]
+    remove(world, "v@s")
+    snapshot(world, "v@s")  # the name is free again
+
+
+def test_a_clone_has_no_settings_but_its_own(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    settings = VolumeSettings(quota_bytes=MIB, on_full_wait_s=9, on_full=OnFull.READ_ONLY, protected=True)
+    call(world, lambda answer: world.engine.change_volume("v", answer, settings))
+    snapshot(world, "v@s")
+    made = clone(world, "v@s", "c")
+    for node in (made, world.engine.find("v@s")):
+        assert (node.quota_bytes, node.on_full_wait_s, node.on_full) == (0, 0, OnFull.ERROR)
+        assert not node.protected
+    with pytest.raises(RequestError, match="protected and unprotected only"):
+        call(world, lambda answer: world.engine.change_volume("v@s", answer, VolumeSettings(quota_bytes=MIB)))
+    with pytest.raises(RequestError, match="'v' is protected"):
+        remove(world, "v", snapshots=True)
+
+
+def test_snapshots_follow_their_volume_from_group_to_group(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    write(world, "v", 0, of(1) * 4)
+    snapshot(world, "v@s")
+    write(world, "v", 0, of(2) * 3)
+    red = call(world, lambda answer: world.engine.groups.create("red", GroupLimits(), answer))
+    call(world, lambda answer: world.engine.change_volume("v", answer, VolumeSettings(group=red)))
+    assert (world.engine.find("v@s").group, red.mapped_blocks) == (red, 7)
+    check_accounts(world)
+
+
+def test_many_snapshots_and_their_volume_go_together(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    used = world.engine.space.live.sum()
+    taken = [world.wait_for(partial(world.engine.snapshots.take, [("v", f"s{number}")])) for number in range(300)]
+    world.settle(lambda: all(taken))
+    write(world, "v", 0, of(1))
+    remove(world, "v", snapshots=True)
+    world.settle(lambda: not world.engine.volumes.by_id)
+    assert world.engine.by_name == {}
+    check_accounts(world)
+    call(world, lambda answer: world.engine.create_volume("v", SIZE, answer))
+    world.settle()
+    assert world.engine.space.live.sum() <= used

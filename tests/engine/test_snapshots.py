@@ -485,6 +485,17 @@ def test_snapshots_follow_their_volume_from_group_to_group(world: HoldingWorld) 
     call(world, lambda answer: world.engine.change_volume("v", answer, VolumeSettings(group=red)))
     assert (world.engine.find("v@s").group, red.mapped_blocks) == (red, 7)
     check_accounts(world)
+    made = clone(world, "v@s", "c")
+    call(
+        world,
+        lambda answer: world.engine.change_volume(
+            "c", answer, VolumeSettings(group=world.engine.groups.find("default"))
+        ),
+    )
+    promote(world, "c")
+    assert world.engine.find("c@s").group is made.group is not red
+    assert red.mapped_blocks == 4
+    check_accounts(world)
 
 
 def test_many_snapshots_and_their_volume_go_together(world: HoldingWorld) -> None:

@@ -162,6 +162,7 @@ class Snapshots:
             node.parent = parent
             if found is not None:
                 by_name[node.name] = node
+        self._volumes.gather_snapshots(parent)
 
     def roll_back(self, name: str, answer: Answer) -> None:
         """Let a volume, to which nobody is connected, be what its snapshot is. All its snapshots stay. `answer` gets

@@ -223,27 +223,27 @@ class Volumes:
         except RequestError as error:
             answer(error)
             return
-        before = volume.group
         take_back = apply_settings(volume, settings, self._cache)
-        self._move_snapshots(volume, before)
+        if settings.group is not None:
+            self.gather_snapshots(volume)
 
         def stored(error: HoldfastError | None) -> None:
             if error is not None:
-                after = volume.group
                 take_back()
-                self._move_snapshots(volume, after)
+                if settings.group is not None:
+                    self.gather_snapshots(volume)
             answer(error or volume)
 
         self.scheduler.spawn(guarded(self.checkpoint()), f"change {name}", stored)
 
-    def _move_snapshots(self, volume: Volume, before: TenantGroup) -> None:
-        """A volume is in another group than before: let its snapshots, what is left of removed ones as well, follow."""
-        if volume.group is before:
-            return
+    def gather_snapshots(self, volume: Volume) -> None:
+        """A volume is in another group, or has other snapshots than before: let all of them be in its group, what is
+        left of removed ones as well."""
         moved = [node for node in self.by_id.values() if node.parent is volume and node.group is not volume.group]
         for node in moved:
             node.move_to(volume.group)
-        self._cache.move_volumes({node.volume_id for node in moved}, volume.group.memory)
+        if moved:
+            self._cache.move_volumes({node.volume_id for node in moved}, volume.group.memory)
 
     def acknowledge_loss(self, name: str, epoch: int, answer: Answer) -> None:
         """An operator knows of the loss: from now on FLUSH succeeds again. `answer` gets the volume once that is

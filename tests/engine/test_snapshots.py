@@ -310,6 +310,35 @@ def test_a_clone_that_is_written_before_its_view_finds_a_page_shows_what_was_wri
     assert read(world, "c", 0, 4) == of(1) + of(9) + of(3) + of(7)
 
 
+def test_a_mark_leads_to_the_ground_although_the_clone_before_it_goes_while_it_is_looked_at(
+    world: HoldingWorld,
+) -> None:
+    create(world, "v", SIZE)
+    write(world, "v", 0, of(1))
+    snapshot(world, "v@g")
+    clone(world, "v@g", "c")
+    snapshot(world, "c@a")
+    trim(world, "c", 0, 1)  # what the snapshot saw there was its ground's
+    engine = world.engine
+    former, oldest = engine.find("c"), engine.find("c@a")
+    page, paused = engine.table.page, [True]
+
+    def slow_page(volume: Volume, level: int, index: int, *, create: bool) -> Work:
+        while volume is oldest and not create and paused and engine.views.is_building(oldest):
+            yield engine.waitlists.next_tick
+        return (yield from page(volume, level, index, create=create))
+
+    engine.table.page = slow_page  # type: ignore[method-assign]
+    into = memoryview(bytearray(BLOCK))
+    looking = world.spawn(engine.reader.read(oldest, 0, into))
+    call(world, lambda answer: engine.snapshots.roll_back("c@a", answer))
+    world.settle(lambda: former.basis is None)  # it is out of the tree
+    assert not looking
+    paused.clear()
+    world.settle(lambda: bool(looking))
+    assert bytes(into) == of(1)
+
+
 # ---- everything at once
 
 

@@ -102,14 +102,18 @@ class Views:
             visible = sees_below(link) - first
             if visible < PAGE_ENTRIES:
                 building.seen[max(visible, 0) :] = 0
-            if link.basis is link.ground:
-                building.ground = building.seen.copy()
+            if visible < PAGE_ENTRIES and link.basis is link.ground:
+                building.ground[max(visible, 0) :] = 0
             if slot >= 0:
                 row = self._cache.arena[slot]
                 blocks = np.where((row & _ADDRESS) == 0, np.uint64(0), row)
                 np.copyto(building.seen, np.where(row == _GROUND, building.ground, blocks), where=row != 0)
             passed = links.pop()
             building.passed.add(passed)
+            if links and links[-1].ground is passed:
+                # Not when the link is looked at: it may have gone by then, with what it had handed on, and the next one
+                # be based on the ground that it was passed behind.
+                building.ground = building.seen.copy()
 
     def next_leaf(self, node: Volume, leaf: int, end: int) -> Work:
         """The first leaf in [leaf, end) of which the node sees more than a hole, or may, or `end` (a task's work)."""

@@ -28,10 +28,14 @@ from holdfast.pool.superblock import Superblock
 from holdfast.runtime.ports import Clock, Disk
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.block_reader import BlockReader
+from holdfast.volume.capacity import Capacity, CapacityAnswer
 from holdfast.volume.checkpoints import Checkpoints
+from holdfast.volume.cleaner import Cleaner
+from holdfast.volume.copier import cleaner_bytes
 from holdfast.volume.exchange import Exchange
 from holdfast.volume.group_changes import Groups
 from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, TenantGroup
+from holdfast.volume.holders import Holders
 from holdfast.volume.leaves import Leaves
 from holdfast.volume.metadata_waits import MetadataWaits
 from holdfast.volume.page_cache import PageCache
@@ -41,6 +45,7 @@ from holdfast.volume.read import Reader
 from holdfast.volume.recovery import Recovery
 from holdfast.volume.removal import Removal
 from holdfast.volume.reserve import Reserve
+from holdfast.volume.resize import ResizeAnswer, Resizes
 from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings
 from holdfast.volume.snapshots import Snapshots
 from holdfast.volume.view import Views
@@ -112,7 +117,12 @@ class Engine:
         self.space = SpaceTable(superblock.capacity_segments, shift)
         self.must_succeed = Registry(superblock.segment_blocks)
         self.reserve = reserve = Reserve(
-            self.space, pages, accounts.system, self.must_succeed, pages_per_turn=options.pages_per_turn
+            self.space,
+            pages,
+            accounts.system,
+            self.must_succeed,
+            pages_per_turn=options.pages_per_turn,
+            cleaner_bytes=cleaner_bytes(superblock.segment_blocks),
         )
         reserve.hold_for(0)
         self.space.on_unpinned = self._segment_unpinned
@@ -192,6 +202,20 @@ class Engine:
             checkpoint=lambda: self.checkpoints.checkpoint(both_slots=True),
             row_changed=self.checkpoints.row_changed,
         )
+        self.cleaner = Cleaner(
+            self.writer,
+            Holders(volumes),
+            self.checkpoints,
+            metadata,
+            waitlists,
+            self.scheduler,
+            disk,
+            clock,
+            allocate=allocate,
+            freed=self._segment_unpinned,
+            stopping=lambda: self.closing or not self.opened,
+        )
+        self.space.on_wanted = self._cleaner_wanted
         self.volumes.removal = Removal(
             volumes,
             pages,
@@ -203,12 +227,27 @@ class Engine:
             self.scheduler,
             checkpoint=self.checkpoints.checkpoint,
             is_checkpoint_running=lambda: self.checkpoints.running,
+            is_visited=self.cleaner.is_visiting,
             gone=self.volumes.gone,
         )
         self.snapshots = Snapshots(self.volumes, pages)
         self.groups = Groups(
             self.volumes, accounts, self.scheduler, checkpoint=self.checkpoints.checkpoint, changed=self.note_throttling
         )
+        self.resizes = Resizes(self.volumes, self.writer, self.checkpoints, waitlists, self.scheduler)
+        self.capacity = Capacity(
+            self.log,
+            reserve,
+            self.volumes,
+            self.checkpoints,
+            waitlists,
+            self.scheduler,
+            changed=self._segment_prepared,
+            stopping=lambda: self.closing,
+            evacuate=self.cleaner.evacuate,
+            is_cleaning=lambda: self.cleaner.running,
+        )
+        self.space.on_resized = self._resized
         self._maintained_ordinal = -1
         self._maintenance_wanted = True
 
@@ -237,6 +276,8 @@ class Engine:
         yield from self.checkpoints.write(clean=False, epoch=self.log.epoch, both_slots=True)
         self.opened = True
         self.volumes.removal.begin()
+        self.resizes.resume()
+        self.capacity.remove_strays()
 
     def close(self, done: Callable[[HoldfastError | None], None]) -> None:
         """Make everything durable and write a clean checkpoint. The caller has ended all sessions."""
@@ -244,6 +285,8 @@ class Engine:
         self.scheduler.spawn(guarded(self._close()), "close", done)
 
     def _close(self) -> Work:
+        while self.cleaner.running:
+            yield self.waitlists.next_tick
         if self.opened:
             yield from self.checkpoints.checkpoint(clean=True)
 
@@ -299,6 +342,7 @@ class Engine:
         if self.accounts.reclaimer.under_pressure() < 0:
             waitlists.page_room.wake()
         self.preparation.tick()
+        self.cleaner.look_again()
 
     def pressure(self, pressure: Pressure) -> None:
         """The host has too little memory, or enough again. What is done about it is done at the next tick."""
@@ -339,6 +383,16 @@ class Engine:
         self.preparation.keep_ahead()
         if self.opened and not self.closing and self.checkpoints.due():
             self.checkpoints.begin()
+        if self.cleaner.is_due():
+            self.cleaner.begin()
+
+    def _cleaner_wanted(self) -> None:
+        self.cleaner.want()
+        self._look_again()
+
+    def _resized(self) -> None:
+        self.writer.renew()
+        self.cleaner.renew()
 
     def _segment_prepared(self) -> None:
         self._maintenance_wanted = True
@@ -378,6 +432,12 @@ class Engine:
 
     def change_volume(self, name: str, answer: Answer, settings: VolumeSettings) -> None:
         self.volumes.change(name, answer, settings)
+
+    def resize_volume(self, name: str, size_bytes: int, answer: ResizeAnswer, *, force: bool = False) -> None:
+        self.resizes.resize(name, size_bytes, answer, force=force)
+
+    def resize_pool(self, capacity_bytes: int, answer: CapacityAnswer) -> None:
+        self.capacity.resize(capacity_bytes, answer)
 
     def remove_volume(self, name: str, answer: Answer, *, snapshots: bool = False) -> None:
         self.volumes.remove(name, answer, snapshots=snapshots)

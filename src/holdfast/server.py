@@ -31,6 +31,7 @@ from holdfast.control.api import (
 )
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
 from holdfast.control.http import MetricsConnection
+from holdfast.control.space_api import ChangePool, ResizeVolume
 from holdfast.engine import Engine
 from holdfast.errors import DiskError, HoldfastError, RequestError, Resource, log_fields
 from holdfast.pool.tables import GroupLimits
@@ -46,7 +47,7 @@ from holdfast.serving.listing import list_snapshots, list_volumes, volume_info
 from holdfast.serving.metrics import PoolMetrics
 from holdfast.serving.pool import PoolOptions, ServedPool
 from holdfast.serving.settings import group_limits, pairs, volume_settings
-from holdfast.serving.status import group_info, list_groups, pool_status, statistics, wait_list
+from holdfast.serving.status import group_info, list_groups, pool_status, statistics, volume_resized, wait_list
 from holdfast.units import BLOCK_SHIFT, format_size
 from holdfast.volume.groups import TenantGroup
 from holdfast.volume.volume import Volume
@@ -131,7 +132,16 @@ class Server:
             return
         for finding in self.engine.findings:
             log_output.warning("%s: %s", self.pool.path, finding)
-        self._make_volumes(list(self.options.volumes))
+        if self.options.capacity_bytes is None:
+            self._capacity_set(None)
+        else:
+            self.engine.resize_pool(self.options.capacity_bytes, self._capacity_set)
+
+    def _capacity_set(self, error: HoldfastError | None) -> None:
+        if error is not None:
+            self._fail(error)
+        else:
+            self._make_volumes(list(self.options.volumes))
 
     def _fail(self, error: HoldfastError) -> None:
         """End with an error. A pool that could be opened is closed in order all the same."""
@@ -193,6 +203,7 @@ class Server:
         except HoldfastError as error:
             self._fail(error)
             return
+        self.pool.space_watch.start()
         self._uri_parts = [_uri_parts(listener.address) for listener in self.listeners]
         uris = [uri for volume in self.engine.volumes.heads() for uri in self.uris(volume.name)]
         print("ready", *(uris or [str(listener.address) for listener in self.listeners]), flush=True)
@@ -306,6 +317,17 @@ class Server:
 
     def change_volume(self, name: str, change: ChangeVolume, reply: ServiceReply) -> None:
         self.engine.change_volume(name, self._told_of(reply), volume_settings(self.engine, change))
+
+    def resize_volume(self, name: str, wanted: ResizeVolume, reply: ServiceReply) -> None:
+        self.engine.resize_volume(
+            name,
+            wanted.size_bytes,
+            lambda outcome: reply(outcome if isinstance(outcome, HoldfastError) else volume_resized(outcome)),
+            force=wanted.force,
+        )
+
+    def change_pool(self, change: ChangePool, reply: ServiceReply) -> None:
+        self.engine.resize_pool(change.capacity_bytes, lambda error: reply(error or self.status()))
 
     def acknowledge_loss(self, name: str, loss_epoch: int, reply: ServiceReply) -> None:
         self.engine.volumes.acknowledge_loss(name, loss_epoch, self._told_of(reply))

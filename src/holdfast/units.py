@@ -54,3 +54,15 @@ def format_size(size_bytes: int) -> str:
                 return f"{size_bytes // scale}{suffix}"
             return f"{size_bytes / scale:.1f}{suffix}"
     return str(size_bytes)
+
+
+def format_duration(seconds: float) -> str:
+    """A time as people say it: `less than a minute`, `20 min`, `3 h 20 min`, `12 days`."""
+    minutes = int(seconds / 60)
+    if minutes < 1:
+        return "less than a minute"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} days"

@@ -21,8 +21,8 @@ from .conftest import Run
 
 COMMANDS = [
     ("serve",), ("volume", "create"), ("volume", "list"), ("volume", "show"), ("volume", "remove"),
-    ("volume", "set"), ("volume", "acknowledge-loss"), ("volume", "snapshot"), ("volume", "clone"),
-    ("volume", "promote"), ("volume", "rollback"),
+    ("volume", "set"), ("volume", "resize"), ("volume", "acknowledge-loss"), ("pool", "resize"),
+    ("volume", "snapshot"), ("volume", "clone"), ("volume", "promote"), ("volume", "rollback"),
     ("group", "create"), ("group", "list"), ("group", "show"), ("group", "set"), ("group", "remove"),
     ("copy",), ("top",), ("check",), ("doctor",), ("lab", "list"), ("lab", "run"), ("completion",),
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import pytest
 
-from holdfast.runtime.ports import PREPARE, READ, SUPERBLOCK, SYNC, WRITE, Disk, Io, RingMemory
+from holdfast.runtime.ports import PREPARE, READ, REMOVE, SUPERBLOCK, SYNC, WRITE, Disk, Io, RingMemory
 from holdfast.units import BLOCK_SIZE_BYTES
 
 SEGMENT_BYTES = 64 * BLOCK_SIZE_BYTES
@@ -95,6 +95,22 @@ class DiskConformance:
         complete(prepared, Io(WRITE, 0, 0, blocks(prepared, 7), durable=True))
         assert complete(prepared, Io(PREPARE, 0, length=SEGMENT_BYTES)) == [0]
         assert read_back(prepared, 0, 0, BLOCK_SIZE_BYTES) == bytes(blocks(prepared, 7))
+
+    def test_a_removed_segment_is_gone_and_can_be_made_again(self, prepared: DiskWorld) -> None:
+        complete(prepared, Io(WRITE, 0, 0, blocks(prepared, 7), durable=True))
+        read_back(prepared, 0, 0, BLOCK_SIZE_BYTES)
+        assert complete(prepared, Io(REMOVE, 0)) == [0]
+        assert prepared.disk.segments() == [1]
+        assert not prepared.disk.exists(0)
+        view = prepared.buffer(BLOCK_SIZE_BYTES)
+        assert not prepared.disk.read_now(0, 0, view)
+        assert complete(prepared, Io(READ, 0, 0, view)) == [-errno.ENOENT]
+        assert complete(prepared, Io(PREPARE, 0, length=SEGMENT_BYTES)) == [0]
+        assert read_back(prepared, 0, 0, SEGMENT_BYTES) == bytes(SEGMENT_BYTES)
+
+    def test_removing_what_is_not_there_is_no_error(self, prepared: DiskWorld) -> None:
+        assert complete(prepared, Io(REMOVE, 9)) == [0]
+        assert prepared.disk.segments() == [0, 1]
 
     def test_the_superblock_file_is_made_by_the_first_write(self, world: DiskWorld) -> None:
         assert complete(world, Io(WRITE, SUPERBLOCK, 0, blocks(world, 9), durable=True)) == [0]

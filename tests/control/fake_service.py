@@ -27,8 +27,9 @@ from holdfast.control.api import (
     WaitList,
 )
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
+from holdfast.control.space_api import ChangePool, ResizeVolume, VolumeResized
 from holdfast.errors import HoldfastError, NoSpaceError, NotFoundError, RequestError
-from holdfast.units import TIB
+from holdfast.units import GIB, TIB
 
 
 class FakeService:
@@ -43,6 +44,7 @@ class FakeService:
         self.hold_replies = hold_replies
         self.held: list[Callable[[], None]] = []
         self.stopped = False
+        self.capacity_bytes = 8 * GIB
         self.asked_age_ns = -1
         self.snapshots_listed_max = 1000
         self.uri = "nbd+unix:///{name}?socket=/pool/nbd.sock"
@@ -71,6 +73,7 @@ class FakeService:
             uuid="6f0c7a34-0000-4000-8000-000000000001",
             pid=4711,
             format_version=1,
+            capacity_bytes=self.capacity_bytes,
             segments=SegmentCounts(total=8, free=5, open=1, sealed=2),
             memory=MemoryUse(reserved=self.reserved),
             volumes=len(self.known),
@@ -198,6 +201,25 @@ class FakeService:
         self.volume(snapshot)
         name = snapshot.partition("@")[0]
         self._answer(lambda: reply(replace(self.known[name], snapshots=len(self._snapshots_of(name)))))
+
+    def resize_volume(self, name: str, wanted: ResizeVolume, reply: Reply) -> None:
+        info = self.volume(name)
+        cut_bytes = max(0, info.size_bytes - wanted.size_bytes)
+        if cut_bytes and not wanted.force:
+            raise RequestError(f"cuts {cut_bytes} off")
+
+        def answer() -> None:
+            self.known[name] = replace(info, size_bytes=wanted.size_bytes)
+            reply(VolumeResized(name=name, size_bytes=wanted.size_bytes, cut_bytes=cut_bytes))
+
+        self._answer(answer)
+
+    def change_pool(self, change: ChangePool, reply: Reply) -> None:
+        def answer() -> None:
+            self.capacity_bytes = change.capacity_bytes
+            reply(self.status())
+
+        self._answer(answer)
 
     def acknowledge_loss(self, name: str, loss_epoch: int, reply: Reply) -> None:
         info = self.volume(name)

@@ -392,6 +392,8 @@ def test_a_group_that_is_not_there_is_not_found(method: str, name: str) -> None:
         ("DELETE", "/v1/volumes/disk0/acknowledge-loss", "POST"),
         ("POST", "/v1/volumes/acknowledge-loss", "GET, PATCH, DELETE"),
         ("POST", "/v1/volumes/disk0", "GET, PATCH, DELETE"),
+        ("GET", "/v1/volumes/disk0/resize", "POST"),
+        ("DELETE", "/v1/pool", "GET, PATCH"),
     ],
 )
 def test_a_wrong_method_is_told_the_right_ones(method: str, target: str, knows: str) -> None:
@@ -485,6 +487,43 @@ def test_policies_that_do_not_exist_are_refused(change: dict[str, object]) -> No
     create = {"name": "disk1", "size_bytes": GIB} | change
     assert ask(service, request("POST", "/v1/volumes", create))[0] == 400
     assert service.known.keys() == {"disk0"}
+
+
+def test_a_volume_is_resized_and_says_what_that_cut_off() -> None:
+    service = FakeService()
+    service.add("disk0", 4 * GIB)
+    target = "/v1/volumes/disk0/resize"
+    assert ask(service, request("POST", target, {"size_bytes": 5 * GIB}))[0] == 200
+    assert ask(service, request("POST", target, {"size_bytes": GIB}))[0] == 400
+    status, answer = ask(service, request("POST", target, {"size_bytes": GIB, "force": True}))
+    assert (status, answer["size_bytes"], answer["cut_bytes"]) == (200, GIB, 4 * GIB)
+    assert service.known["disk0"].size_bytes == GIB
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "status"),
+    [
+        ("disk9/resize", {"size_bytes": GIB}, 404),
+        ("/resize", {"size_bytes": GIB}, 400),
+        ("disk0/resize", None, 400),
+        ("disk0/resize", {}, 400),
+        ("disk0/resize", {"size_bytes": 0}, 400),
+        ("disk0/resize", {"size_bytes": GIB, "force": "yes"}, 400),
+    ],
+)
+def test_what_is_no_size_is_refused(target: str, body: object, status: int) -> None:
+    service = FakeService()
+    service.add("disk0", GIB)
+    assert ask(service, request("POST", f"/v1/volumes/{target}", body))[0] == status
+
+
+def test_a_pool_gets_another_capacity() -> None:
+    service = FakeService()
+    status, answer = ask(service, request("PATCH", "/v1/pool", {"capacity_bytes": 5 * GIB}))
+    assert (status, answer["capacity_bytes"]) == (200, 5 * GIB)
+    for body in (None, {}, {"capacity_bytes": 0}, {"capacity_bytes": "1G"}, {"capacity_bytes": GIB, "more": 1}):
+        assert ask(service, request("PATCH", "/v1/pool", body))[0] == 400
+    assert service.capacity_bytes == 5 * GIB
 
 
 # ---- snapshots and clones

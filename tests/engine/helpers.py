@@ -91,10 +91,9 @@ def block(value: int) -> bytes:
     return value.to_bytes(8, "big") * (BLOCK_SIZE_BYTES // 8)
 
 
-def fill(world: World, client: SimClient) -> int:
-    """Write until the pool says that it is full; returns how many bytes it took. Each quarter of a MiB says where it
-    is."""
-    at = 0
+def fill(world: World, client: SimClient, at: int = 0) -> int:
+    """Write from `at` on until the pool says that it is full; returns where that was. Each quarter of a MiB says where
+    it is."""
     while ask(world, client, CMD_WRITE, at, payload=at.to_bytes(8, "big") * (MIB // 32)).errno == 0:
         at += MIB // 4
     return at

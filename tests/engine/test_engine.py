@@ -312,7 +312,6 @@ def test_trims_and_a_removal_need_no_room_that_a_full_pool_has_not_got() -> None
     check_accounts(world)
 
 
-@pytest.mark.xfail(reason="each flushed trim takes a block of the reserve: only a cleaner gives it back", strict=True)
 def test_any_number_of_flushed_trims_succeeds_in_a_full_pool() -> None:
     world, client = opened(segments=24)
     written = fill(world, client)
@@ -341,7 +340,8 @@ def test_a_full_pool_in_which_trims_have_used_up_what_they_may_still_opens() -> 
 def test_a_piece_of_a_write_that_ends_lets_the_next_piece_begin() -> None:
     """Nothing else happens in a full pool that would look at the session again."""
     world, client = opened(segments=24)
-    fill(world, client)
+    assert ask(world, client, CMD_WRITE, 0, payload=block(1)).errno == 0
+    fill(world, client, 2 * MIB)
     assert ask(world, client, CMD_FLUSH).errno == 0
     world.settle()
     world.disk.character.cached = 0.0  # the first block, which is changed in part, has to be waited for

@@ -170,6 +170,7 @@ def test_what_is_found_while_a_loss_is_being_acknowledged_is_a_loss_of_its_own(w
     damage(world, volume, 2)
     world.faults.turn_on("write superblock", "EIO", 1.0)
     outcome = world.wait_for(lambda answer: world.engine.volumes.acknowledge_loss("disk0", 1, answer))
+    assert world.go_on(2_000_000_000, lambda: volume.loss_acknowledged == 1)
     seen = lost.send(CMD_READ, 2 * BLOCK, BLOCK)
     assert world.go_on(2_000_000_000, lambda: seen.ready)
     assert (seen.errno, outcome) == (EIO, [])

@@ -56,7 +56,7 @@ def test_a_full_filesystem_below_leaves_the_reserve_where_it_is() -> None:
 
 
 def test_volumes_made_in_a_full_pool_never_take_what_its_checkpoints_need() -> None:
-    world = new_world("volumes", segments=24)
+    world = new_world("volumes", segments=24, state_bytes=8 * MIB)
     create(world, "disk0", 400 * MIB)
     client = connect(world, "disk0")
     fill(world, client)

@@ -286,7 +286,7 @@ def test_a_snapshot_taken_while_an_older_one_is_looked_at_hides_nothing_from_it(
             yield engine.waitlists.next_turn
         return (yield from page(volume, level, index, create=create))
 
-    engine.table.page = slow_page  # type: ignore[method-assign]
+    engine.table.page = slow_page  # type: ignore[method-assign, assignment]
     into = memoryview(bytearray(4 * BLOCK))
     looking = world.spawn(engine.reader.read(engine.find("v@a"), 0, into))
     assert not looking
@@ -328,7 +328,7 @@ def test_a_mark_leads_to_the_ground_although_the_clone_before_it_goes_while_it_i
             yield engine.waitlists.next_tick
         return (yield from page(volume, level, index, create=create))
 
-    engine.table.page = slow_page  # type: ignore[method-assign]
+    engine.table.page = slow_page  # type: ignore[method-assign, assignment]
     into = memoryview(bytearray(BLOCK))
     looking = world.spawn(engine.reader.read(oldest, 0, into))
     call(world, lambda answer: engine.snapshots.roll_back("c@a", answer))
@@ -362,6 +362,11 @@ class Story:
     def snapshots(self) -> list[str]:
         return [name for name in self.contents if "@" in name]
 
+    def lbas_of(self, name: str) -> list[int]:
+        """Those that are inside of the volume."""
+        end = self.world.engine.find(name).size_blocks
+        return [lba for lba in self.lbas if lba < end]
+
     def new_name(self, prefix: str) -> str:
         self.next_number += 1
         return f"{prefix}{self.next_number}"
@@ -386,13 +391,14 @@ class Story:
         )[0]
         if action == "write":
             name, number = rng.choice(self.volumes()), rng.randrange(1, 1 << 20)
-            first = rng.randrange(len(self.lbas))
-            for index in range(first, min(len(self.lbas), first + rng.choice([1, 1, 4, 12]))):
+            lbas = self.lbas_of(name)
+            first = rng.randrange(len(lbas))
+            for index in range(first, min(len(lbas), first + rng.choice([1, 1, 4, 12]))):
                 write(world, name, self.lbas[index], number.to_bytes(4, "little") * (BLOCK // 4))
                 self.contents[name][index] = number
         elif action == "trim":
             name = rng.choice(self.volumes())
-            start, stop = sorted(rng.choices(range(BLOCKS + 1), k=2))
+            start, stop = sorted(rng.choices(range(world.engine.find(name).size_blocks + 1), k=2))
             trim(world, name, start, stop - start)
             for index, lba in enumerate(self.lbas):
                 if start <= lba < stop:
@@ -450,7 +456,7 @@ class Story:
         assert sorted(world.engine.by_name) == sorted(self.contents)
 
     def look(self, name: str) -> None:
-        for index, lba in enumerate(self.lbas):
+        for index, lba in enumerate(self.lbas_of(name)):
             expected = self.contents[name][index].to_bytes(4, "little") * (BLOCK // 4)
             assert read(self.world, name, lba) == expected, (name, lba)
 

@@ -141,7 +141,9 @@ def test_counts_name_every_state() -> None:
     opened = space.take_free()
     assert opened is not None
     space.opened(opened, 2)
-    assert space.counts() == {"absent": 5, "free": 1, "open": 1, "sealed": 1, "dying": 0}
+    assert space.counts() == {
+        "absent": 5, "free": 1, "open": 1, "sealed": 1, "dying": 0, "filling": 0, "moving": 0,
+    }  # fmt: skip
     assert (ABSENT, OPEN) == (0, 2)
 
 

@@ -8,7 +8,8 @@ from holdfast.cli.command import LazyGroup
 
 _COMMANDS = {
     "serve": ("holdfast.cli.serve", "Serve the volumes of a pool over NBD."),
-    "volume": ("holdfast.cli.volume", "Create, list, show and remove volumes."),
+    "volume": ("holdfast.cli.volume", "Create, list, show, resize and remove volumes."),
+    "pool": ("holdfast.cli.pool", "Change the capacity of a pool."),
     "group": ("holdfast.cli.group", "Create, list, show and change groups of volumes and their limits."),
     "copy": ("holdfast.cli.copy", "Copy a file or block device to a volume, or back."),
     "top": ("holdfast.cli.top", "Watch a served pool, or who waits for what in it."),

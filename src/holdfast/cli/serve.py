@@ -124,7 +124,8 @@ def _check_pool(pool: Path, *, default_socket: bool) -> None:
 )  # fmt: skip
 @click.option(
     "--capacity", "capacity_bytes", type=SIZE, metavar="SIZE",
-    help="Disk space that the pool may use. Without it: what it had, or what the filesystem allows.",
+    help="Disk space that the pool may use, more or less than before. Without it: what it had, or what the filesystem "
+    "allows.",
 )  # fmt: skip
 @click.option(
     "--segment-size", "segment_size_bytes", type=SIZE, metavar="SIZE",

@@ -17,11 +17,12 @@ from msgspec import Struct
 from holdfast.cli.command import CommandError, ManualCommand
 from holdfast.cli.locate import POOL, PoolPath, is_pool
 from holdfast.cli.output import format_columns, format_held_back, format_snapshots, format_used, print_json, shorten
-from holdfast.control.api import MemoryUse, PoolStatus, Statistics, VolumeInfo, WaitInfo, WaitList
+from holdfast.control.api import CleanerInfo, MemoryUse, PoolStatus, Statistics, VolumeInfo, WaitInfo, WaitList
 from holdfast.control.client import ControlClient
 from holdfast.control.group_api import GroupInfo
+from holdfast.control.space_api import FillInfo
 from holdfast.errors import NotFoundError
-from holdfast.units import BLOCK_SIZE_BYTES, format_size
+from holdfast.units import BLOCK_SIZE_BYTES, format_duration, format_size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,6 +37,9 @@ _RATES = (
     ("map_pages_read", 1, "map pages read"),
     ("checkpoints", 1, "checkpoints"),
 )
+
+
+FILL_SHOWN_MAX = 5
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
@@ -167,7 +171,9 @@ def pool_screen(look: Snapshot, rate: dict[str, float]) -> Screen:
         ("pool", f"{pool.path}, served by process {pool.pid}, {pool.connections} clients"),
         ("memory", f"{resident}, budget {format_size(memory.budget_bytes)}; {held}; pressure: {memory.pressure}"),
         ("dirty", f"{format_size(pool.dirty_bytes)} not durable yet; {ring}"),
-        ("space", f"{format_size(pool.live_bytes)} live of {format_size(pool.capacity_bytes)}; segments: {free}"),
+        ("space", f"{format_size(pool.used_bytes)} used of {format_size(pool.usable_bytes)} usable; segments: {free}"),
+        ("cleaner", _cleaner(pool.cleaner)),
+        ("fill", "; ".join(map(_fill, _worth_showing(pool.fill))) or "-"),
         *([("removed", held_by_removed(pool))] if pool.removed else []),
         ("reserve", _reserve(memory)),
         ("rates", ", ".join(shown) or "-"),
@@ -211,6 +217,25 @@ def pool_screen(look: Snapshot, rate: dict[str, float]) -> Screen:
 def held_by_removed(pool: PoolStatus) -> str:
     """What is not free yet although somebody removed it."""
     return f"{format_size(pool.removed_bytes)} held by {pool.removed} removed snapshots and volumes"
+
+
+def _cleaner(cleaner: CleanerInfo) -> str:
+    state = "at work" if cleaner.running else "rests" if cleaner.helps else "finds nothing to gain"
+    return f"{state}; {format_size(cleaner.copied_bytes)} copied, {cleaner.segments_freed} segments came free"
+
+
+def _worth_showing(fill: list[FillInfo]) -> list[FillInfo]:
+    """The pool, and whatever else is nearly full."""
+    others = [info for info in fill if info.kind != "pool" and info.over_percent]
+    others.sort(key=lambda info: info.used_bytes / max(1, info.limit_bytes), reverse=True)
+    return [info for info in fill if info.kind == "pool"] + others[:FILL_SHOWN_MAX]
+
+
+def _fill(info: FillInfo) -> str:
+    percent = 100 * info.used_bytes // info.limit_bytes if info.limit_bytes else 100
+    name = f"{info.kind} {shorten(info.name)}" if info.name else info.kind
+    used = f"{name} {percent}% ({format_used(info.used_bytes, info.limit_bytes)})"
+    return f"{used}, full in {format_duration(info.full_in_s)}" if info.full_in_s is not None else used
 
 
 def _reserve(memory: MemoryUse) -> str:

@@ -1,4 +1,4 @@
-"""`holdfast volume create|list|show|set|remove`, on a served pool and on an idle one alike.
+"""`holdfast volume create|list|show|set|resize|remove`, on a served pool and on an idle one alike.
 
 What makes snapshots and clones is in `cli/snapshot.py`.
 """
@@ -31,12 +31,13 @@ from holdfast.control.api import (
     VolumeInfo,
     VolumeList,
 )
+from holdfast.control.space_api import ResizeVolume
 from holdfast.units import format_size
 
 
 @click.group(name="volume", cls=LazyGroup)
 def command() -> None:
-    """Create, list, show, change and remove the volumes of a pool, and their snapshots.
+    """Create, list, show, change, resize and remove the volumes of a pool, and their snapshots.
 
     POOL is the directory of the pool, POOL/NAME a volume of it and POOL/NAME@SNAPSHOT a snapshot of that.  The pool
     may be served or idle; an idle one is opened for the moment.
@@ -150,6 +151,40 @@ def set_(
             f"{volume}: {format_size(info.mapped_bytes)} used of {_quota(info)}; when full: {_on_full(info)}; "
             f"when write-back fails: {_on_error(info)}; group {info.group}" + ("; protected" if info.protected else "")
         )
+
+
+@command.command(
+    cls=ManualCommand,
+    exit_codes={1: "the pool refused: no such volume, it would be smaller, or clients use it"},
+    examples=[
+        ("Twice as large, while clients use it", "holdfast volume resize ./pool/disk1 20G"),
+        ("See what a smaller size would cut off", "holdfast volume resize ./pool/disk1 5G"),
+        ("Cut it off", "holdfast volume resize ./pool/disk1 5G --force"),
+    ],
+)
+@click.argument("volume", type=VOLUME, metavar="POOL/NAME")
+@click.argument("size", type=VOLUME_SIZE)
+@click.option("--force", is_flag=True, help="Make it smaller. What lies behind the new end is gone for good.")
+@JSON
+def resize(volume: PoolPath, size: int, force: bool, as_json: bool) -> None:
+    """Give the volume NAME of POOL another SIZE.
+
+    It grows at once, also while clients use it; NBD has no message for that, so they learn of the new size when they
+    connect again.  It takes no space until it is written, and reads as zeroes.
+
+    It becomes smaller with --force only, and while nobody is connected.  Without --force nothing is changed, and the
+    error says how much would be cut off and how much of that holds data.  Snapshots keep what they have.
+    """
+    assert volume.name is not None
+    with open_pool(volume.pool) as service:
+        resized = service.resize_volume(volume.name, ResizeVolume(size_bytes=size, force=force))
+    if as_json:
+        print_json(resized)
+        return
+    cut = ""
+    if resized.cut_bytes:
+        cut = f"; cut {format_size(resized.cut_bytes)} off, of which {format_size(resized.cut_data_bytes)} held data"
+    click.echo(f"{volume}: {format_size(resized.size_bytes)}{cut}")
 
 
 @command.command(

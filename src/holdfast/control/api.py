@@ -20,6 +20,7 @@ from typing import Literal, Protocol, TypeAlias
 from msgspec import Struct, field
 
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
+from holdfast.control.space_api import ChangePool, FillInfo, ResizeVolume, VolumeResized
 from holdfast.errors import (
     CorruptionError,
     DiskError,
@@ -183,8 +184,20 @@ class SegmentCounts(Struct, frozen=True, kw_only=True):
     unprepared: int = 0  # within the capacity, but without a file, or not written through yet
     free: int = 0  # written through and holding nothing: never used, or used and come free again
     open: int = 0
-    sealed: int = 0  # with those that come free at the next checkpoint
+    sealed: int = 0  # with those that come free at the next checkpoint, or that the cleaner fills
     reserved: int = 0  # no state: how many of the free ones clients' data may not take
+
+
+class CleanerInfo(Struct, frozen=True, kw_only=True):
+    """What the cleaner has done since the start of the server."""
+
+    running: bool = False
+    helps: bool = True  # it has not found that nothing can be gained
+    copied_bytes: int = 0
+    segments_written: int = 0  # cold ones, filled with what was copied
+    segments_freed: int = 0  # by checkpoints, whoever emptied them
+    damaged_blocks: int = 0  # found while copying, and left where they are
+    failures: int = 0  # segments that it could not read or write
 
 
 class MustSucceedInfo(Struct, frozen=True, kw_only=True):
@@ -224,8 +237,11 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     format_version: int = 0
     capacity_bytes: int = 0
     live_bytes: int = 0
+    used_bytes: int = 0  # of these, those that data and maps of volumes take
+    usable_bytes: int = 0  # how many of them there may be: what is beyond is ENOSPC
     segment_size_bytes: int = 0
     segments: SegmentCounts = field(default_factory=SegmentCounts)
+    cleaner: CleanerInfo = field(default_factory=CleanerInfo)
     memory: MemoryUse = field(default_factory=MemoryUse)
     dirty_bytes: int = 0
     log_position: int = 0
@@ -238,6 +254,7 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     removed: int = 0  # volumes and snapshots that are removed and still there: on their way out, or needed by clones
     removed_bytes: int = 0  # data blocks that only these hold, times 4096
     listening: list[str] = field(default_factory=list)
+    fill: list[FillInfo] = field(default_factory=list)  # of all that can become full, the pool first; none while idle
 
 
 class WaitInfo(Struct, frozen=True, kw_only=True):
@@ -262,7 +279,7 @@ class WaitList(Struct, frozen=True, kw_only=True):
 
 
 Statistics: TypeAlias = dict[str, int | float]
-Answer: TypeAlias = VolumeInfo | VolumeList | VolumeRemoved | GroupInfo | GroupRemoved
+Answer: TypeAlias = VolumeInfo | VolumeList | VolumeRemoved | VolumeResized | GroupInfo | GroupRemoved | PoolStatus
 
 
 # --- Errors on the wire -----------------------------------------------------------------------------------------------
@@ -373,6 +390,15 @@ class Service(Protocol):
         """Replies with the VolumeInfo of the volume, which is what its snapshot was."""
         ...
 
+    def resize_volume(self, name: str, wanted: ResizeVolume, reply: Reply) -> None:
+        """Replies with VolumeResized once that is durable. Making it smaller is refused with RequestError without
+        `force`, saying what that would cut off, and while it has connections."""
+        ...
+
+    def change_pool(self, change: ChangePool, reply: Reply) -> None:
+        """Replies with the PoolStatus once the capacity is durable; what lies behind a smaller one is moved before."""
+        ...
+
     def acknowledge_loss(self, name: str, loss_epoch: int, reply: Reply) -> None:
         """Replies with the VolumeInfo once it is durable that an operator knows of the loss."""
         ...
@@ -418,6 +444,10 @@ class OfflineService(Protocol):
     def promote_volume(self, name: str) -> VolumeInfo: ...
 
     def roll_back_volume(self, snapshot: str) -> VolumeInfo: ...
+
+    def resize_volume(self, name: str, wanted: ResizeVolume) -> VolumeResized: ...
+
+    def change_pool(self, change: ChangePool) -> PoolStatus: ...
 
     def acknowledge_loss(self, name: str, loss_epoch: int) -> VolumeInfo: ...
 

@@ -37,6 +37,7 @@ from holdfast.control.api import (
     rebuild_error,
 )
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupList, GroupRemoved
+from holdfast.control.space_api import ChangePool, ResizeVolume, VolumeResized
 from holdfast.errors import DiskError, GoneError, HoldfastError, NotFoundError, RetryError
 
 CONTROL_SOCKET_NAME = "control.sock"
@@ -44,6 +45,8 @@ CONTROL_SOCKET_NAME = "control.sock"
 # Creating and removing a volume waits for a commit to be durable: long on a struggling disk, never this long on one
 # that works.
 TIMEOUT_S = 60.0
+# Moving what lies behind a pool's new end, or counting what a volume's new end cuts off, may take minutes.
+LONG_TIMEOUT_S = 3600.0
 
 # sun_path holds 108 bytes with the final NUL.
 _SOCKET_PATH_BYTES_MAX = 107
@@ -160,6 +163,12 @@ class ControlClient:
     def roll_back_volume(self, snapshot: str) -> VolumeInfo:
         return self._ask("POST", f"/v1/volumes/{snapshot}/roll-back", VolumeInfo)
 
+    def resize_volume(self, name: str, wanted: ResizeVolume) -> VolumeResized:
+        return self._ask("POST", f"/v1/volumes/{name}/resize", VolumeResized, wanted, timeout_s=LONG_TIMEOUT_S)
+
+    def change_pool(self, change: ChangePool) -> PoolStatus:
+        return self._ask("PATCH", "/v1/pool", PoolStatus, change, timeout_s=LONG_TIMEOUT_S)
+
     def acknowledge_loss(self, name: str, loss_epoch: int) -> VolumeInfo:
         body = AcknowledgeLoss(loss_epoch=loss_epoch)
         return self._ask("POST", f"/v1/volumes/{name}/acknowledge-loss", VolumeInfo, body)
@@ -182,7 +191,12 @@ class ControlClient:
     def shutdown(self) -> Stopping:
         return self._ask("POST", "/v1/shutdown", Stopping)
 
-    def _ask(self, method: str, target: str, answer: type[_T], body: object = None) -> _T:
+    def _ask(
+        self, method: str, target: str, answer: type[_T], body: object = None, *, timeout_s: float | None = None
+    ) -> _T:
+        timeout_s = timeout_s or self._timeout_s
+        if self._http.sock is not None:
+            self._http.sock.settimeout(timeout_s)
         payload = None if body is None else msgspec.json.encode(body)
         headers = {} if body is None else {"Content-Type": "application/json"}
         try:
@@ -190,7 +204,7 @@ class ControlClient:
             response = self._http.getresponse()
             data = response.read()
         except TimeoutError as error:
-            waited = f"{self._timeout_s:.0f} s"
+            waited = f"{timeout_s:.0f} s"
             raise RetryError(
                 f"the server at {self._path} has not answered for {waited}; look at its log, then try again"
             ) from error

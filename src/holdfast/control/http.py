@@ -10,6 +10,7 @@ received, sends what `data_to_send` gives, and closes the socket when `closed` i
 
     GET    /metrics                        Prometheus metrics, as text
     GET    /v1/pool                        PoolStatus
+    PATCH  /v1/pool                        ChangePool -> PoolStatus
     GET    /v1/statistics                  {name: number}
     GET    /v1/waits                       WaitList
     GET    /v1/volumes                     VolumeList
@@ -17,6 +18,7 @@ received, sends what `data_to_send` gives, and closes the socket when `closed` i
     GET    /v1/volumes/NAME                VolumeInfo
     PATCH  /v1/volumes/NAME                ChangeVolume -> VolumeInfo
     DELETE /v1/volumes/NAME[?force=true&snapshots=true]   VolumeRemoved
+    POST   /v1/volumes/NAME/resize         ResizeVolume -> VolumeResized
     POST   /v1/volumes/NAME/acknowledge-loss   AcknowledgeLoss -> VolumeInfo
     POST   /v1/volumes/NAME/clone          CloneVolume -> VolumeInfo, 201
     POST   /v1/volumes/NAME/promote        VolumeInfo
@@ -73,6 +75,7 @@ from holdfast.control.api import (
 )
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupList, validate_group
 from holdfast.control.names import validate_name, validate_snapshot_name, validate_volume_name
+from holdfast.control.space_api import ChangePool, ResizeVolume, validate_capacity
 from holdfast.errors import HoldfastError, RequestError
 
 HEADER_BYTES_MAX: Final = 16 * 1024
@@ -91,8 +94,9 @@ _VOLUME_PREFIX = _VOLUMES + "/"
 _ACKNOWLEDGE = "/acknowledge-loss"
 _CLONE = "/clone"
 _PROMOTE = "/promote"
+_RESIZE = "/resize"
 _ROLL_BACK = "/roll-back"
-_ACTIONS = (_ACKNOWLEDGE, _CLONE, _PROMOTE, _ROLL_BACK)
+_ACTIONS = (_ACKNOWLEDGE, _CLONE, _PROMOTE, _RESIZE, _ROLL_BACK)
 _SNAPSHOTS = "/v1/snapshots"
 _GROUPS = "/v1/groups"
 _GROUP_PREFIX = _GROUPS + "/"
@@ -100,7 +104,7 @@ _GROUP_PREFIX = _GROUPS + "/"
 # Path -> the methods that it knows, for the Allow header of a 405.
 _METHODS = {
     METRICS_PATH: "GET",
-    "/v1/pool": "GET",
+    "/v1/pool": "GET, PATCH",
     "/v1/statistics": "GET",
     "/v1/waits": "GET",
     _VOLUMES: "GET, POST",
@@ -246,6 +250,10 @@ class ControlConnection:
                 self._respond_metrics(service.metrics())
             case "GET", "/v1/pool":
                 self._respond(200, service.status())
+            case "PATCH", "/v1/pool":
+                wanted_pool = self._decode(ChangePool, "a change of the pool")
+                validate_capacity(wanted_pool.capacity_bytes)
+                service.change_pool(wanted_pool, self._reply_with(200))
             case "GET", "/v1/statistics":
                 self._respond(200, service.statistics())
             case "GET", "/v1/waits":
@@ -301,6 +309,10 @@ class ControlConnection:
             case "/promote":
                 self._expect_no_body()
                 service.promote_volume(_volume_name(path), self._reply_with(200))
+            case "/resize":
+                wanted_size = self._decode(ResizeVolume, "a size for a volume")
+                validate_volume_size(wanted_size.size_bytes)
+                service.resize_volume(_volume_name(path), wanted_size, self._reply_with(200))
             case _:
                 assert action == _ROLL_BACK, action
                 self._expect_no_body()

@@ -111,6 +111,7 @@ class Checkpointer:
         live = space.live.copy()
         for address in self.meta_addresses:
             live[address >> log.shift] -= 1
+        capacity_segments = space.capacity_segments  # stays while a checkpoint is running
         rows, groups = self._rows(), self._groups()
         self.pages.begin(live)
         yield from self.pages.write_all()
@@ -143,6 +144,7 @@ class Checkpointer:
                 sequence=self.superblock.sequence + 1,
                 epoch=self.superblock.epoch if epoch is None else epoch,
                 clean=clean,
+                capacity_segments=capacity_segments,
                 replay_position=replay_position,
                 replay_segment=replay_segment,
                 next_volume_id=next_volume_id,

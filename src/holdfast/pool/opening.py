@@ -14,6 +14,7 @@ import numpy as np
 
 from holdfast.errors import CorruptionError, DiskError
 from holdfast.pool.block import ADDRESS_MASK, KIND_META, VOLUME_SHIFT, block_matches
+from holdfast.pool.cold_segment import is_cold
 from holdfast.pool.roll_forward import FoundCommit, LogScanner
 from holdfast.pool.segment import SegmentFooter, encode_segment_footer, without_summary
 from holdfast.pool.space import ABSENT, FREE, OPEN, SEALED, SpaceTable
@@ -88,6 +89,9 @@ class Opener:
         self.disk = disk
         self.findings = findings
         self.shift = space.segment_shift
+        # Dead at the checkpoint, freed by the one behind it, and then used by the cleaner: nothing refers to what is in
+        # them, and the table knows them by what they were.
+        self.refilled: list[int] = []
 
     def read(self, known_end: int) -> Work:
         """Read the tables and find the end of the log (a task's work); returns an `OpenedPool`.
@@ -131,7 +135,9 @@ class Opener:
         space_table = yield from self._read_table(TABLE_SPACE, [copy[volume_blocks:] for copy in copies])
         self.space.decode(space_table[: superblock.space_table_bytes], self.disk.segments())
         meta = [word & ADDRESS_MASK for word in (*words, *superblock.index_entries)]
-        self.space.count_blocks(np.array(meta, np.uint64))
+        self.space.used_blocks = int(self.space.live.sum())
+        for address in meta:
+            self.space.live_words[address >> self.shift] += 1
         rows, groups = decode_volume_table(volume_table[: superblock.volume_table_bytes])
         return OpenedPool(rows=rows, groups=groups, meta_addresses=meta)
 
@@ -182,19 +188,27 @@ class Opener:
         """Ordinal -> id of the segments that may belong to the log from the replay position on.
 
         Either the checkpoint knew them, or they were free at it and have been opened since; or dead at it: the one
-        behind it freed them, and its superblock slot was lost. A header that does not check out is mended, for the log
-        would end there: the segment may be the newest, and nothing else tells of it.
+        behind it freed them, and its superblock slot was lost. Cold segments never are the log's. A header that does
+        not check out is mended, for the log would end there: the segment may be the newest, and nothing else tells of
+        it.
         """
         first = self.superblock.replay_position >> self.shift
         state = self.space.state
         candidates: dict[int, int] = {}
         for segment in np.flatnonzero((state != ABSENT) & (state != FREE)).tolist():
-            if int(self.space.ordinal[segment]) >= first:
-                candidates[int(self.space.ordinal[segment])] = segment
+            ordinal = int(self.space.ordinal[segment])
+            if ordinal >= first and not is_cold(ordinal):
+                candidates[ordinal] = segment
         dead = np.flatnonzero((state == SEALED) & (self.space.live == 0)).tolist()
         for segment in [*self.space.free, *dead]:
             header = yield from scanner.segment_header(segment, mend=True)
-            if header is not None and header.epoch == self.superblock.epoch and header.ordinal >= first:
+            if header is None or header.epoch != self.superblock.epoch:
+                continue
+            if is_cold(header.ordinal):
+                if state[segment] == SEALED and int(self.space.ordinal[segment]) != header.ordinal:
+                    self.refilled.append(segment)
+                continue
+            if header.ordinal >= first:
                 candidates[header.ordinal] = segment
         return candidates
 

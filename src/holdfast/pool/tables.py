@@ -8,7 +8,8 @@ A row of the volume table is 320 bytes, little endian:
     offset  size  field
     0       4     volume id
     4       4     flags: bit 2 = a loss is not acknowledged, bit 3 = read-only since it was full,
-                  bit 4 = read-only since its write-back failed
+                  bit 4 = read-only since its write-back failed, bit 8 = it was made smaller, and the map may
+                  still refer to blocks behind its end
     8       8     size, bytes
     16      8     root: map entry of the root page; 0 = nothing is mapped
     24      8     mapped blocks: data blocks that the map refers to
@@ -86,6 +87,7 @@ FLAG_LOSS = 4
 FLAG_NODE = 32
 FLAG_PLACE = 64
 FLAG_PROTECTED = 128
+FLAG_CUTTING = 256
 READ_ONLY_SHIFT = 3
 READ_ONLY_MASK = 3
 NAME_BYTES_MAX = 255
@@ -130,6 +132,7 @@ class VolumeRow:
     origin_id: int = 0
     reach_blocks: int = 0
     protected: bool = False
+    cutting: bool = False
 
 
 def row_bytes_max(role: int) -> int:
@@ -185,6 +188,7 @@ def encode_volume_table(rows: Iterable[VolumeRow], groups: Iterable[GroupRow] = 
 
 def _encode_volume(row: VolumeRow) -> bytes:
     flags = FLAG_LOSS * row.loss_open | row.read_only << READ_ONLY_SHIFT
+    flags |= FLAG_CUTTING * row.cutting
     name = row.name.encode()
     return _ROW.pack(
         row.volume_id,
@@ -207,6 +211,7 @@ def _encode_volume(row: VolumeRow) -> bytes:
 
 def _encode_node(row: VolumeRow) -> bytes:
     flags = FLAG_NODE | FLAG_PROTECTED * row.protected | (row.role == HIDDEN) * FLAG_REMOVING
+    flags |= FLAG_CUTTING * row.cutting
     # That of a volume can be longer: what is left of a removed one is not found by it any more.
     name = row.name.encode()[:SNAPSHOT_NAME_BYTES_MAX].decode(errors="ignore").encode() if row.role else b""
     return _NODE_ROW.pack(
@@ -298,6 +303,7 @@ def _decode_node(raw: bytes, at: int, rows: dict[int, VolumeRow]) -> VolumeRow:
         origin_id=origin,
         reach_blocks=reach,
         protected=bool(flags & FLAG_PROTECTED),
+        cutting=bool(flags & FLAG_CUTTING),
     )
 
 
@@ -322,6 +328,7 @@ def _decode_volume(raw: bytes, at: int) -> VolumeRow:
         read_only=flags >> READ_ONLY_SHIFT & READ_ONLY_MASK,
         loss_epoch=loss_epoch,
         loss_open=bool(flags & FLAG_LOSS),
+        cutting=bool(flags & FLAG_CUTTING),
     )
 
 

@@ -116,7 +116,9 @@ class DirectoryDisk:
         self._reap_posted = False  # A
         self._closing = False  # L: no `done` is called from inside `close`
         self._zeroes = aligned_buffer(_PREPARE_CHUNK_BYTES)  # I
-        self._perform_by_op: tuple[Callable[[Io], None], ...] = (self._read, self._write, self._sync, self._prepare)
+        self._perform_by_op: tuple[Callable[[Io], None], ...] = (
+            self._read, self._write, self._sync, self._prepare, self._remove,
+        )  # fmt: skip
         self._threads: list[threading.Thread] = []
         self._ring = self._open_ring(workers or os.environ.get("HOLDFAST_IO", "auto"))  # I
         self._queues = self._start_workers(reads=threads)  # I
@@ -244,11 +246,11 @@ class DirectoryDisk:
             work.put(io)
 
     def _start_workers(self, *, reads: int) -> tuple[queue.SimpleQueue[Io | None] | None, ...]:
-        """The queue of each operation, in the order of the numbers READ, WRITE, SYNC, PREPARE."""
+        """The queue of each operation, in the order of the numbers READ, WRITE, SYNC, PREPARE, REMOVE."""
         writing = self._start_class("write", _WRITE_THREADS)
         reading = self._start_class("read", reads) or writing
         preparing = self._start_class("prepare", 1) or reading
-        return reading, writing, writing, preparing
+        return reading, writing, writing, preparing, preparing
 
     def _start_class(self, name: str, count: int) -> queue.SimpleQueue[Io | None] | None:
         work: queue.SimpleQueue[Io | None] = queue.SimpleQueue()
@@ -390,13 +392,22 @@ class DirectoryDisk:
                 # What was allocated is given back: the reason may have been that there is no space.
                 remove_if_there(temporary)
                 raise
-            # Descriptors of a file of another size that had the name until now; nobody uses one that is being prepared.
-            for fds in (self._read_fds, self._write_fds):
-                stale = fds.pop(io.file, None)
-                if stale is not None:
-                    os.close(stale)
+            # Of a file of another size that had the name until now; nobody uses one that is being prepared.
+            self._close_descriptors(io.file)
         sync_directory(self._segments_directory)
         io.result = 0
+
+    def _remove(self, io: Io) -> None:
+        self._close_descriptors(io.file)
+        remove_if_there(self._path(io.file))
+        sync_directory(self._segments_directory)
+        io.result = 0
+
+    def _close_descriptors(self, file: int) -> None:
+        for fds in (self._read_fds, self._write_fds):
+            stale = fds.pop(file, None)
+            if stale is not None:
+                os.close(stale)
 
     # Files.
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from holdfast.errors import RequestError
-from holdfast.runtime.ports import PREPARE, READ, SUPERBLOCK, SYNC, WRITE, Io
+from holdfast.runtime.ports import PREPARE, READ, REMOVE, SUPERBLOCK, SYNC, WRITE, Io
 
 SHORT = "short"  # half of it is written, and then the disk cannot go on
 
@@ -35,6 +35,7 @@ FAULT_POINTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "checkpoint": ("a write of the superblock", _IO_ERRNOS),
     "read": ("a read of a segment file that the page cache does not serve", _IO_ERRNOS),
     "prepare": ("making a new segment file", _IO_ERRNOS),
+    "remove": ("deleting the file of a segment that the pool does not need any more", _IO_ERRNOS),
     "charge": ("a charge for a page of the map or a read buffer", ("ENOMEM",)),
     "worker": ("starting a thread for I/O", ("EAGAIN",)),
     "ring": ("making the ring in one of its directories", ("ENOSPC",)),
@@ -98,7 +99,7 @@ def parse_fault(text: str) -> FaultRule:
 def point_of(io: Io) -> str:
     if io.op == WRITE:
         return "checkpoint" if io.file == SUPERBLOCK else "writeback"
-    return {READ: "read", SYNC: "flush", PREPARE: "prepare"}[io.op]
+    return {READ: "read", SYNC: "flush", PREPARE: "prepare", REMOVE: "remove"}[io.op]
 
 
 @dataclass(slots=True)

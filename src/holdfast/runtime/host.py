@@ -240,6 +240,13 @@ def filesystem_type(directory: Path) -> str:
     return best_kind
 
 
+def filesystem_space(directory: Path) -> tuple[int, int]:
+    """Bytes of the filesystem of `directory` that are used, and that there are for users who are not root."""
+    status = os.statvfs(directory)
+    used = status.f_blocks - status.f_bfree
+    return used * status.f_frsize, (used + status.f_bavail) * status.f_frsize
+
+
 def boot_tag() -> int:
     """A number for this run of the kernel: what memory held before a reboot is not what it holds now."""
     text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", "")

@@ -21,6 +21,7 @@ READ = 0  # fill `view` from `offset`; short reads beyond the end of the file ar
 WRITE = 1  # write `view` at `offset`, all of it; with `durable`, it is on stable storage when this completes
 SYNC = 2  # everything written to `file` and completed before this was started is on stable storage
 PREPARE = 3  # create segment file `file` of `length` bytes, write it through with zeroes, make file and name durable
+REMOVE = 4  # delete segment file `file`, durably; nobody uses it any more, and that there is none is no error
 
 
 class Io:
@@ -55,7 +56,7 @@ class Io:
         self.result = 0
 
     def __repr__(self) -> str:
-        name = ("read", "write", "sync", "prepare")[self.op]
+        name = ("read", "write", "sync", "prepare", "remove")[self.op]
         return f"<{name} file={self.file} offset={self.offset} length={self.length} result={self.result}>"
 
 

@@ -109,7 +109,7 @@ class PoolChecker:
                     f"volume {row.name}",
                     f"it says {row.mapped_blocks} mapped blocks, the map has {mapped}",
                 )
-        self._check_segments(opened, walker)
+        self._check_segments(opened, walker, opener.refilled)
         self._check_space(opened, walker, stored_live)
         return self.report
 
@@ -118,7 +118,7 @@ class PoolChecker:
 
     # ---- segments, and what refers to them
 
-    def _check_segments(self, opened: OpenedPool, walker: MapWalker) -> None:
+    def _check_segments(self, opened: OpenedPool, walker: MapWalker, refilled: list[int]) -> None:
         references = walker.references
         names = {row.volume_id: row.name for row in opened.rows}
         for row, level, index, what in references.damaged_pages:
@@ -131,6 +131,7 @@ class PoolChecker:
         meta = np.sort(np.array(opened.meta_addresses, np.uint64))
         checker = SegmentChecker(tag=self.superblock.tag, segment_shift=self.shift)
         in_use = np.flatnonzero((self.space.state != ABSENT) & (self.space.state != FREE)).tolist()
+        in_use = [segment for segment in in_use if segment not in refilled]
         torn = {footer.segment_id for footer in opened.torn_summaries}
         for number, segment in enumerate(in_use):
             stop = None if self.space.state[segment] >= SEALED else opened.end & (1 << self.shift) - 1

@@ -22,6 +22,7 @@ from holdfast.serving.listing import census
 from holdfast.serving.memory_metrics import MEMORY_PARTS
 from holdfast.serving.metric_families import NS, Labelled, Observed, counter, counters, gauge, gauges
 from holdfast.serving.pool import ServedPool
+from holdfast.serving.space_watch import VOLUME
 from holdfast.units import BLOCK_SHIFT
 from holdfast.volume.volume import Volume
 
@@ -69,6 +70,12 @@ def _pool(seen: Observed) -> Iterator[Metric]:
     yield gauge(
         "pool_live_bytes", "Blocks that something refers to: data, map pages, tables.", live_blocks << BLOCK_SHIFT
     )
+    yield gauge(
+        "pool_used_bytes", "Those of them that data and maps of volumes take.", space.used_blocks << BLOCK_SHIFT
+    )
+    yield gauge(
+        "pool_usable_bytes", "How much of that there may be: ENOSPC beyond.", space.usable_blocks << BLOCK_SHIFT
+    )
     yield gauge("pool_segment_size_bytes", "Size of a segment file.", segment_bytes)
     yield gauges(
         "pool_segments", "Segments by state.", ["state"], [([state], count) for state, count in space.counts().items()]
@@ -88,8 +95,52 @@ def _pool(seen: Observed) -> Iterator[Metric]:
         "Those of the reserve that only checkpoints may take.",
         space.checkpoint_segments,
     )
+    yield counter("pool_freed_segments_total", "Segments that came free.", space.freed_segments)
+    cleaner = seen.pool.engine.cleaner
+    yield gauge("cleaner_running", "1 while the cleaner works, else 0.", int(cleaner.running))
+    yield gauge("cleaner_helps", "0 once the cleaner has found nothing to gain, else 1.", int(space.cleaning_helps))
+    yield counter(
+        "cleaner_copied_bytes_total", "Live data copied by the cleaner.", cleaner.counts.copied_blocks << BLOCK_SHIFT
+    )
+    yield counter("cleaner_segments_total", "Segments filled by the cleaner.", cleaner.counts.cold_segments)
+    yield counter("cleaner_pages_total", "Map pages that were written anew for it.", cleaner.counts.pages_marked)
+    yield counter("cleaner_damaged_blocks_total", "Damage found while copying.", cleaner.counts.damaged_blocks)
+    yield counter("cleaner_failures_total", "Segments that it could not read or write.", cleaner.counts.failures)
     yield gauge(
         "host_filesystem_full", "1 if the last attempt to make a segment file failed, else 0.", int(space.host_full)
+    )
+
+
+def _space(seen: Observed) -> Iterator[Metric]:
+    """How full everything is that can be, as of the last look."""
+    found = list(seen.pool.space_watch.watched.values())
+    if len(found) > VOLUMES_LISTED_MAX:
+        found = [watched for watched in found if watched.kind != VOLUME]
+    labels = ["kind", "name"]
+    yield gauges(
+        "space_used_bytes",
+        "What is used of what can become full.",
+        labels,
+        [([watched.kind, watched.name], watched.used_bytes) for watched in found],
+    )
+    yield gauges(
+        "space_limit_bytes",
+        "How much of it can be used.",
+        labels,
+        [([watched.kind, watched.name], watched.limit_bytes) for watched in found],
+    )
+    yield gauges(
+        "space_warning_percent",
+        "The highest threshold of the warnings that is crossed: 80, 90, 95, or 0.",
+        labels,
+        [([watched.kind, watched.name], watched.thresholds.percent) for watched in found],
+    )
+    ends = [(watched, watched.seconds_left) for watched in found]
+    yield gauges(
+        "space_full_in_seconds",
+        "Until it is full, at the rate of the last minutes; no series if it never will be.",
+        labels,
+        [([watched.kind, watched.name], seconds) for watched, seconds in ends if seconds is not None],
     )
 
 
@@ -247,6 +298,7 @@ def _volumes(seen: Observed) -> Iterator[Metric]:
 PARTS: tuple[Callable[[Observed], Iterator[Metric]], ...] = (
     _server,
     _pool,
+    _space,
     *MEMORY_PARTS,
     _map,
     _write_back,

@@ -16,14 +16,16 @@ from holdfast.control.api import (
     VolumeRemoved,
 )
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
+from holdfast.control.space_api import ChangePool, ResizeVolume, VolumeResized
 from holdfast.errors import HoldfastError
 from holdfast.pool.tables import GroupLimits
 from holdfast.runtime.loop import EventLoop
 from holdfast.serving.listing import list_snapshots, list_volumes, volume_info
 from holdfast.serving.pool import PoolOptions, ServedPool
 from holdfast.serving.settings import group_limits, pairs, volume_settings
-from holdfast.serving.status import group_info, list_groups, pool_status
+from holdfast.serving.status import group_info, list_groups, pool_status, volume_resized
 from holdfast.volume.groups import TenantGroup
+from holdfast.volume.resize import Resized
 from holdfast.volume.volume import Volume
 
 Begin = Callable[[Callable[[object], None]], None]
@@ -62,6 +64,17 @@ class OfflinePool:
     def change_volume(self, name: str, change: ChangeVolume) -> VolumeInfo:
         settings = volume_settings(self._engine, change)
         return self._volume(lambda answer: self._engine.change_volume(name, answer, settings))
+
+    def resize_volume(self, name: str, wanted: ResizeVolume) -> VolumeResized:
+        outcome = self._run(
+            lambda answer: self._engine.resize_volume(name, wanted.size_bytes, answer, force=wanted.force)
+        )
+        assert isinstance(outcome, Resized)
+        return volume_resized(outcome)
+
+    def change_pool(self, change: ChangePool) -> PoolStatus:
+        self._run(lambda answer: self._engine.resize_pool(change.capacity_bytes, answer))
+        return self.status()
 
     def acknowledge_loss(self, name: str, loss_epoch: int) -> VolumeInfo:
         return self._volume(lambda answer: self._engine.volumes.acknowledge_loss(name, loss_epoch, answer))

@@ -24,7 +24,7 @@ from holdfast.runtime.clock import SystemClock
 from holdfast.runtime.disk import DirectoryDisk
 from holdfast.runtime.fault import FaultInjector, FaultRule
 from holdfast.runtime.fault_disk import FaultyDisk
-from holdfast.runtime.host import boot_tag, default_memory_bytes
+from holdfast.runtime.host import boot_tag, default_memory_bytes, filesystem_space
 from holdfast.runtime.lock import PoolLock
 from holdfast.runtime.loop import EventLoop
 from holdfast.runtime.pressure import PressureWatch
@@ -32,7 +32,9 @@ from holdfast.runtime.prng import SystemPrng
 from holdfast.runtime.ring_memory import SHM_DIRECTORY, SharedRing, ring_name
 from holdfast.serving.bring_up import Surroundings, bring_up
 from holdfast.serving.heartbeat import Heartbeat
+from holdfast.serving.space_watch import SpaceWatch
 from holdfast.units import BLOCK_SHIFT, GIB, MIB, format_size
+from holdfast.volume.capacity import check_capacity
 
 # Where segment files are in memory: left for the kernel's own, sockets above all.
 FILES_MARGIN_BYTES = 8 * MIB
@@ -116,6 +118,7 @@ class ServedPool:
         self.engine = brought_up.engine
         faults.told = self.engine.complain
         self._heartbeat = Heartbeat(self.loop, self.engine, pressure=PressureWatch().level)
+        self.space_watch = SpaceWatch(self.loop, self.engine, host=lambda: filesystem_space(self.path))
         self.uuid = brought_up.uuid
         self.ring_memory = brought_up.ring_memory
         self._known_end = brought_up.known_end
@@ -147,12 +150,9 @@ class ServedPool:
             )
         if options.capacity_bytes is None:
             return superblock
-        segments = options.capacity_bytes // segment_size
-        if segments < superblock.capacity_segments:
-            raise RequestError(
-                f"pool {self.path} has a capacity of {format_size(superblock.capacity_segments * segment_size)}; "
-                "it can grow, but not shrink yet: leave --capacity out, or give more"
-            )
+        # Larger from the start, for a pool may be too full to be opened as it is. Smaller it becomes once it is open.
+        segments = max(superblock.capacity_segments, options.capacity_bytes // segment_size)
+        check_capacity(segments, superblock.segment_blocks)
         return replace(superblock, capacity_segments=segments)
 
     # ---- life
@@ -169,6 +169,7 @@ class ServedPool:
     def release(self, *, clean: bool) -> None:
         """Let go of files, ring and lock. Only after a clean end may the ring go."""
         self._heartbeat.stop()
+        self.space_watch.stop()
         if clean:
             self.ring_memory.discard()
         if clean or self.engine.flusher.idle:

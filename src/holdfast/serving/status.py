@@ -5,6 +5,7 @@ from __future__ import annotations
 from holdfast.control.api import (
     WAITS_MAX,
     CheckpointInfo,
+    CleanerInfo,
     MemoryUse,
     MustSucceedInfo,
     PoolStatus,
@@ -14,6 +15,7 @@ from holdfast.control.api import (
     WaitList,
 )
 from holdfast.control.group_api import GroupInfo
+from holdfast.control.space_api import FillInfo, VolumeResized
 from holdfast.engine import Engine
 from holdfast.memory.group import KIND_NAMES, UNLIMITED_BYTES, Kind
 from holdfast.pool.superblock import FORMAT_VERSION
@@ -24,6 +26,7 @@ from holdfast.serving.listing import census
 from holdfast.serving.pool import ServedPool
 from holdfast.units import BLOCK_SHIFT
 from holdfast.volume.groups import TenantGroup
+from holdfast.volume.resize import Resized
 from holdfast.volume.volume import Role
 
 
@@ -34,6 +37,15 @@ def list_groups(engine: Engine) -> list[GroupInfo]:
         if volume.role is Role.VOLUME:
             names.setdefault(volume.group, []).append(volume.name)
     return [_group_info(group, engine, names.get(group, [])) for group in engine.groups.directory.by_id.values()]
+
+
+def volume_resized(resized: Resized) -> VolumeResized:
+    return VolumeResized(
+        name=resized.volume.name,
+        size_bytes=resized.volume.size_bytes,
+        cut_bytes=resized.cut_bytes,
+        cut_data_bytes=resized.cut_data_bytes,
+    )
 
 
 def group_info(group: TenantGroup, engine: Engine) -> GroupInfo:
@@ -85,6 +97,19 @@ def _must_succeed(engine: Engine) -> list[MustSucceedInfo]:
     ]
 
 
+def _cleaner(engine: Engine) -> CleanerInfo:
+    cleaner = engine.cleaner
+    return CleanerInfo(
+        running=cleaner.running,
+        helps=engine.space.cleaning_helps,
+        copied_bytes=cleaner.counts.copied_blocks << BLOCK_SHIFT,
+        segments_written=cleaner.counts.cold_segments,
+        segments_freed=engine.space.freed_segments,
+        damaged_blocks=cleaner.counts.damaged_blocks,
+        failures=cleaner.counts.failures,
+    )
+
+
 def pool_status(
     pool: ServedPool, *, pid: int | None, connections: int, started_ns: int, listening: list[str]
 ) -> PoolStatus:
@@ -100,13 +125,16 @@ def pool_status(
         format_version=FORMAT_VERSION,
         capacity_bytes=superblock.capacity_segments * segment_bytes,
         live_bytes=max(0, int(engine.space.live.sum())) << BLOCK_SHIFT,
+        used_bytes=engine.space.used_blocks << BLOCK_SHIFT,
+        usable_bytes=engine.space.usable_blocks << BLOCK_SHIFT,
+        cleaner=_cleaner(engine),
         segment_size_bytes=segment_bytes,
         segments=SegmentCounts(
             total=superblock.capacity_segments,
             unprepared=counts["absent"],
             free=counts["free"],
             open=counts["open"],
-            sealed=counts["sealed"] + counts["dying"],
+            sealed=counts["sealed"] + counts["dying"] + counts["filling"] + counts["moving"],
             reserved=engine.space.reserve_segments,
         ),
         memory=MemoryUse(
@@ -132,6 +160,17 @@ def pool_status(
         removed=nodes.removed.count,
         removed_bytes=nodes.removed.blocks << BLOCK_SHIFT,
         listening=listening,
+        fill=[
+            FillInfo(
+                kind=watched.kind,
+                name=watched.name,
+                used_bytes=watched.used_bytes,
+                limit_bytes=watched.limit_bytes,
+                over_percent=watched.thresholds.percent,
+                full_in_s=watched.seconds_left,
+            )
+            for watched in pool.space_watch.watched.values()
+        ],
     )
 
 

@@ -27,15 +27,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A request that changes blocks, and is under way. `low`, `checkpoints`: as it was when it was sent."""
+    """A request that changes blocks, and is under way. `refusals`: how many there were when it was sent."""
 
     number: int
     volume: str
     begun: Mapping[Key, Version]
     met: tuple[_PartUnderWay, ...]  # changes of parts of its blocks that were under way before it
     siblings: dict[int, Change]  # those of its client, itself among them
-    low: bool
-    checkpoints: int
+    refusals: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +95,12 @@ class Changes:
                 if client.volume in self._volumes:
                     self.model.doubt(change.begun)
         self._ghosts = kept
+
+    def rests(self, name: str) -> bool:
+        """True if no change of the volume is under way, not even of a client that hung up."""
+        if any(client.volume == name for client, _ in self._ghosts):
+            return False
+        return not any(key[0] == name and self.model.is_open(key) for key in self.model.blocks)
 
     def forget_volume(self, name: str) -> None:
         """What was under way for a volume that is no more, or that becomes another one, counts for nothing."""
@@ -181,7 +186,7 @@ class Changes:
         number = self.next_number()
         siblings = self._of[client]
         change = siblings[number] = Change(
-            number, client.volume, begun, tuple(met.values()), siblings, self._is_low(), self._checkpoints()
+            number, client.volume, begun, tuple(met.values()), siblings, self.world.rightly_refused
         )
         if clears is not None:
             self._clearing[number] = (client.volume, *clears)
@@ -202,7 +207,7 @@ class Changes:
             if fua:
                 self.model.must_survive_change(change.begun)
         else:
-            full = errno == ENOSPC and (change.low or self._is_low() or change.checkpoints != self._checkpoints())
+            full = errno == ENOSPC and change.refusals != self.world.rightly_refused
             assert full or self._tolerant(), f"{what}: errno {errno}"
             self.model.doubt(change.begun)
 
@@ -211,15 +216,6 @@ class Changes:
         self._clearing.pop(number, None)
         for key in [key for key, its in self._parts.items() if its.number == number]:
             del self._parts[key]
-
-    def _is_low(self) -> bool:
-        """True if clients can be out of space now."""
-        space = self.world.engine.space
-        return space.available_segments <= space.reserve_segments
-
-    def _checkpoints(self) -> int:
-        """How many there were: with each, space that was short may have come free."""
-        return self.world.engine.checkpointer.written
 
     # ---- contested blocks
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
 from holdfast.pool.superblock import SLOT_OFFSETS, SUPERBLOCK_FILE_BYTES, decode_superblock
-from holdfast.runtime.ports import PREPARE, READ, SUPERBLOCK, SYNC, WRITE, Io
+from holdfast.runtime.ports import PREPARE, READ, REMOVE, SUPERBLOCK, SYNC, WRITE, Io
 from holdfast.sim.fate import Crashed, Fate
 from holdfast.sim.faults import ERRNOS, FLIP, FORGET, MISDIRECT, ROT, SHORT, Faults, point_of
 from holdfast.sim.loop import SimLoop
@@ -33,7 +33,7 @@ SECTOR = 512
 # Readings between two wrong ones of the same file, at least.
 FLIP_READS_MIN = 16
 _Mask = npt.NDArray[np.bool_]
-_NAMES = ("read", "write", "sync", "prepare")
+_NAMES = ("read", "write", "sync", "prepare", "remove")
 
 
 @dataclass(slots=True)
@@ -143,7 +143,7 @@ class SimDisk:
         for io, _ in self._in_flight.values():
             if io.op == WRITE:
                 self._write_in_part(io)
-            elif self._rng.random() < 0.5 and io.op in (SYNC, PREPARE):
+            elif self._rng.random() < 0.5 and io.op in (SYNC, PREPARE, REMOVE):
                 self._perform_well(io)
         self._in_flight.clear()
         self._covered.clear()
@@ -260,6 +260,9 @@ class SimDisk:
         if io.op == PREPARE:
             if number not in self.files:
                 self.files[number] = _File(io.length)
+            return 0
+        if io.op == REMOVE:
+            self.files.pop(number, None)
             return 0
         if number not in self.files:
             if number != SUPERBLOCK or io.op != WRITE:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from errno import EAGAIN, EINTR, EIO, ENOMEM, ENOSPC
 from random import Random
 
-from holdfast.runtime.ports import PREPARE, READ, SUPERBLOCK, SYNC, WRITE, Io
+from holdfast.runtime.ports import PREPARE, READ, REMOVE, SUPERBLOCK, SYNC, WRITE, Io
 
 # Kinds that are an errno.
 ERRNOS = {"EIO": EIO, "ENOSPC": ENOSPC, "ENOMEM": ENOMEM, "EINTR": EINTR, "EAGAIN": EAGAIN}
@@ -38,6 +38,7 @@ POINTS: dict[str, tuple[str, ...]] = {
     "write superblock": FAILURES,
     "sync": tuple(ERRNOS),
     "prepare": tuple(ERRNOS),
+    "remove": tuple(ERRNOS),
     "map pages": (REFUSE,),
     "read buffers": (REFUSE,),
     "ring": (REFUSE,),
@@ -48,7 +49,7 @@ POINTS: dict[str, tuple[str, ...]] = {
 }
 FAULTS: tuple[tuple[str, str], ...] = tuple((point, kind) for point, kinds in POINTS.items() for kind in kinds)
 
-_POINT_OF_OP = {READ: "read", WRITE: "write", SYNC: "sync", PREPARE: "prepare"}
+_POINT_OF_OP = {READ: "read", WRITE: "write", SYNC: "sync", PREPARE: "prepare", REMOVE: "remove"}
 
 
 def point_of(io: Io) -> str:

@@ -46,10 +46,10 @@ class Inspection:
             volume = engine.by_name[name]
             offset = first << BLOCK_SHIFT
             into = memoryview(bytearray(count * BLOCK_SIZE_BYTES))  # what is beyond the end of the volume stays zero
-            part = into[: volume.size_bytes - offset]
+            part = into[: max(0, volume.size_bytes - offset)]
             whole = len(part) == len(into)
             bad: set[int] = set()
-            if not (whole and engine.reader.read_run(volume, first, into)):
+            if part and not (whole and engine.reader.read_run(volume, first, into)):
                 try:
                     self.world.run(engine.reader.read(volume, offset, part))
                 except HoldfastError as error:
@@ -65,7 +65,7 @@ class Inspection:
         for index in range(len(into) >> BLOCK_SHIFT):
             offset = first + index << BLOCK_SHIFT
             at = index << BLOCK_SHIFT
-            part = into[at : at + min(BLOCK_SIZE_BYTES, volume.size_bytes - offset)]
+            part = into[at : at + max(0, min(BLOCK_SIZE_BYTES, volume.size_bytes - offset))]
             try:
                 self.world.run(self.world.engine.reader.read(volume, offset, part))
             except HoldfastError:
@@ -128,7 +128,9 @@ class Inspection:
             assert content == model.latest(key), f"block {key}: {model.describe(key, content)}"
         check_accounts(self.world)
         for name in self.work.operator.volumes:
-            for lba in mapped_lbas(self.world, self.world.engine.find(name)):
+            volume = self.world.engine.find(name)
+            for lba in mapped_lbas(self.world, volume):
+                assert lba < volume.size_blocks, f"block {lba} of {name} is mapped, behind its end"
                 assert (name, lba) in model.blocks, f"block {lba} of {name} is mapped, and nobody wrote it"
         self._check_snapshots()
 

@@ -240,6 +240,12 @@ class Model:
 
     # ---- volumes and crashes
 
+    def know(self, key: Key, content: bytes) -> None:
+        """This is what the block holds, whatever it was before, and it will never be anything older."""
+        self.blocks[key] = [Version(content, -1, -1)]
+        for table in (self.contested, self._blurred, self._unsafe):
+            table.pop(key, None)
+
     def forget_volume(self, name: str) -> None:
         for table in (self.blocks, self.contested, self._blurred, self._unsafe, self._open):
             for key in [key for key in table if key[0] == name]:

@@ -35,6 +35,7 @@ class Operator:
         self.volumes: dict[str, int] = {}  # sure to exist -> size
         self.unsure: dict[str, int] = {}  # being created or removed
         self.gone: dict[str, None] = {}
+        self.is_busy: Callable[[str], bool] = lambda _name: False  # somebody else changes the volume
         self._rng = rng
         self._sizes = sizes
         self._tolerant = tolerant
@@ -77,7 +78,7 @@ class Operator:
 
     def remove(self, name: str) -> None:
         """Remove a volume from under all of its clients, unless it is the last one."""
-        if len(self.volumes) < 2 or name not in self.volumes:
+        if len(self.volumes) < 2 or name not in self.volumes or self.is_busy(name):
             return
         self.unsure[name] = self.volumes.pop(name)
         self.let_go(name)

@@ -133,6 +133,8 @@ class Run:
             work.trim_everything()
         for _ in range(swarm.tenants):
             self.tenants.stir()
+        for _ in range(swarm.resizes):
+            self.work.sizes.stir()
         if crash:
             self.send(rng.randrange(operations))
             if rng.random() < swarm.busy_crash:
@@ -249,12 +251,7 @@ class Run:
                 world.note("server", "refuses", error)
                 return False
             except (DiskError, NoSpaceError) as error:
-                if isinstance(error, NoSpaceError):
-                    assert not world.engine.space.available_segments, f"there is space, and yet: {error}"
-                    # Deaths during recovery can use up what a full pool holds back. It says what helps, and that does.
-                    world.add_capacity()
-                else:
-                    assert world.faults.failing(), f"the pool does not open: {error}"
+                assert world.faults.failing(), f"the pool does not open: {error}"
                 self._die(power=False)
                 self._set_faults([])
         self._opening = False
@@ -264,6 +261,7 @@ class Run:
             return False
         self.inspection.check_recovered(power_failed=self._power_failed)
         self.tenants.check()
+        self.work.sizes.check()
         self._power_failed = False
         return True
 
@@ -287,6 +285,7 @@ class Run:
         except HoldfastError as error:
             raise AssertionError(f"the pool does not open after a clean end: {error}") from error
         self.tenants.check()
+        self.work.sizes.check()
         self.inspection.check_quiet()
 
     def close(self) -> None:

@@ -54,6 +54,7 @@ class Swarm:
     faults: list[tuple[str, str, float]] = field(default_factory=list)
     damage: bool = False  # the medium lies: what it holds may be wrong
     tenants: int = 0  # so many changes of groups begin with each phase
+    resizes: int = 0  # and so many changes of sizes
 
 
 def draw_swarm(seed: int | str, operations: int) -> Swarm:
@@ -66,7 +67,7 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
     segment_blocks = rng.choice([64, 64, 256])
     swarm = Swarm(
         world=WorldConfig(
-            segments=rng.choice([48, 64, 128] if segment_blocks == 64 else [20, 24, 32, 64]),
+            segments=rng.choice([24, 48, 64, 128] if segment_blocks == 64 else [16, 20, 24, 32, 64]),
             segment_blocks=segment_blocks,
             ring_blocks=rng.choice([256, 300, 391, 512]),
             pages=rng.choice([64, 64, 128]),
@@ -119,6 +120,12 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
             swarm.length_max, swarm.busy_crash, swarm.phases, swarm.storm = 128 * BLOCK_SIZE_BYTES, 0.0, 1, False
             actions.pop("checkpoint", None)
         swarm.crash, swarm.slot_loss = 1.0, 0.5
+    elif rng.random() < 0.2:
+        # A pool that is filled, and written over for ever after: only the cleaner makes room in it.
+        swarm.world.segments, swarm.world.segment_blocks = rng.choice([20, 24, 32]), 64
+        swarm.large, swarm.length_max = rng.choice([0.3, 0.7]), 48 * BLOCK_SIZE_BYTES
+        swarm.region_blocks, swarm.places = rng.choice([120, 200, 400]), rng.choice([0, 0, 20])
+        swarm.phases = min(swarm.phases, 3)
     if rng.random() < 0.4:
         swarm.tenants = rng.choice([1, 2, 5])
         swarm.world.uids = rng.choice([(None,), (None, 1000), (1000, 1001)])
@@ -142,12 +149,20 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
         swarm.faulty, swarm.crash, swarm.power = 1.0, 1.0, 0.7
         rate = rng.choice([0.1, 0.3])
         swarm.faults = [("read", FLIP, rate), ("read cached", FLIP, rate / 4)]
+    # From numbers of its own: so the other runs are what they were before there was this.
+    rng = stream(seed, "swarm of sizes")
+    if rng.random() < 0.35:
+        swarm.resizes = rng.choice([1, 1, 3])
+        if swarm.faults and not damage and rng.random() < 0.3:
+            swarm.faults = [*swarm.faults, ("remove", rng.choice(POINTS["remove"]), 0.5)]
     return swarm
 
 
 def _draw_faults(rng: Random, *, damage: bool) -> list[tuple[str, str, float]]:
     chosen = []
     for point, kinds in POINTS.items():
+        if point == "remove":
+            continue  # drawn with the changes of sizes
         for kind in kinds:
             if kind in DAMAGE:
                 if damage and rng.random() < 0.5:

@@ -30,6 +30,7 @@ from holdfast.sim.history import History
 from holdfast.sim.model import ZERO, Key, Model
 from holdfast.sim.operator import Operator
 from holdfast.sim.prng import stream
+from holdfast.sim.sizes import Sizes
 from holdfast.sim.swarm import Swarm
 from holdfast.sim.world import World
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
@@ -53,6 +54,11 @@ class Workload:
         self.history = History(world, model, self.operator, self.rng, excuse=self._excuse, connect_all=self.connect_all)
         self.changes = Changes(world, model, self.operator.volumes, self._tolerant)
         self.changes.becoming_another = self.history.rolling
+        self.sizes = Sizes(
+            world, stream(seed, "sizes"), self.operator, self.changes, model,
+            tolerant=self._tolerant, left=self._give_up, done=self.connect_all,
+        )  # fmt: skip
+        self.operator.is_busy = self.sizes.busy.__contains__
         self.flushed = -1  # everything acknowledged before this moment is durable
         self.operations = 0  # requests sent
         self.left = 0  # requests that may still be sent now
@@ -85,7 +91,7 @@ class Workload:
 
     def connect_all(self) -> None:
         """As many clients as there should be, spread over the volumes; each volume has one at least."""
-        names = list(self.operator.volumes)
+        names = [name for name in self.operator.volumes if name not in self.sizes.busy]
         taken = {client.volume for client in self.world.clients if not client.gone}
         missing = self.swarm.clients - sum(not client.gone for client in self.world.clients)
         wanted = [name for name in names if name not in taken]

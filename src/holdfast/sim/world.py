@@ -32,8 +32,10 @@ from holdfast.sim.prng import SeededPrng, stream
 from holdfast.sim.ring import RingShelf
 from holdfast.sim.trace import Trace
 from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
+from holdfast.volume.patience import Patience
 from holdfast.volume.volume import Volume
-from holdfast.work.task import Task, Work
+from holdfast.volume.write import Obstacle
+from holdfast.work.task import Work
 
 # How long anything may take once nothing fails any more, in simulated time.
 PATIENCE_NS = 120_000_000_000
@@ -91,6 +93,7 @@ class World:
         self.server: Clients
         self.clients: list[SimClient] = []
         self.failures: list[HoldfastError] = []
+        self.rightly_refused = 0  # requests that were told that there is no space, when there was none
         self._awaited = 0  # calls back that are still to come
         self._next_fd = 3
         self._scratch: dict[int, list[memoryview]] = {}
@@ -123,9 +126,9 @@ class World:
             around,
             EngineOptions(self.plan, pages_per_turn=self.config.pages_per_turn, refuses=self._refuses, verify=True),
             new=self._new_superblock,
-            adjust=lambda superblock: replace(superblock, capacity_segments=self.config.segments),
         )
         self.engine = brought_up.engine
+        self._watch_refusals()
         self.heartbeat = Heartbeat(self.loop, self.engine)
         self.heartbeat.start()
         given = {size: list(views) for size, views in self._scratch.items()}
@@ -138,10 +141,17 @@ class World:
         self.loop.before_sleep.append(self.server.answer)
         self.wait_for(lambda done: self.engine.open(brought_up.known_end, done), self.failures)
 
-    def add_capacity(self) -> None:
-        """The next server is started with more --capacity."""
-        self.config.segments += 8
-        self.note("operator", "capacity", self.config.segments)
+    def _watch_refusals(self) -> None:
+        """Count the refusals for want of space that are right at their moment: later the space may have come free."""
+        engine, overcome = self.engine, self.engine.writer.overcome
+
+        def watched(obstacle: int, volume: Volume, lba: int, patience: Patience | None = None) -> Work:
+            space = engine.space
+            spent = space.is_full or not space.cleaning_helps or not space.available_segments
+            self.rightly_refused += spent and obstacle == Obstacle.NO_SPACE
+            return overcome(obstacle, volume, lba, patience)
+
+        setattr(engine.writer, "overcome", watched)  # noqa: B010 (a method may not be assigned to, says mypy)
 
     def _new_superblock(self) -> Superblock:
         made = new_superblock(
@@ -227,21 +237,11 @@ class World:
     def quiet(self) -> bool:
         return (
             not self._awaited
-            and all(self.waits_for_space(task) for task in self.engine.scheduler.tasks)
+            and not len(self.engine.scheduler.tasks)
             and not self.disk.busy
             and self.engine.flusher.idle
             and not any(client.connection.closed ^ client.gone for client in self.clients)
             and not any(client.waiting or not client.ready for client in self.clients if not client.gone)
-        )
-
-    def waits_for_space(self, task: Task) -> bool:
-        """True for the removal of a volume from a pool that is too full even for that. It goes on once something else
-        is let go of; only a cleaner could help it now (README, limits)."""
-        space = self.engine.space
-        return (
-            task.name.startswith("remove ")
-            and task.waits_for is self.engine.waitlists.next_tick
-            and space.available_segments <= space.reserve_segments
         )
 
     def who_waits(self) -> str:

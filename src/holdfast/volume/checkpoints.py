@@ -81,8 +81,6 @@ class Checkpoints:
         self._next_volume_id = next_volume_id  # I
         self._look = look  # I
         self._released = released  # I
-        pool_blocks = space.capacity_segments << space.segment_shift
-        self._log_blocks_max = min(CHECKPOINT_LOG_BYTES >> BLOCK_SHIFT, pool_blocks // 4)  # I
         self.running = False  # L
         self.failures = 0  # L: writes of a superblock or a checkpoint that failed, and were tried again or not
         self._position = 0  # L: where the log was at the last one
@@ -100,7 +98,8 @@ class Checkpoints:
         cache = self._cache
         if cache.dirty_pages >= cache.dirty_soft_limit or (self._waitlists.page_room.tasks and cache.dirty_pages):
             return True
-        if self._log.position - self._position >= self._log_blocks_max:
+        pool_blocks = self._space.limit_segments << self._space.segment_shift
+        if self._log.position - self._position >= min(CHECKPOINT_LOG_BYTES >> BLOCK_SHIFT, pool_blocks // 4):
             return True
         return self._space_is_low() and self._would_free()
 

@@ -13,7 +13,7 @@ through a dictionary. A slot is in one of these conditions:
 Invariants
  1. The parent of a resident page is resident: so a checkpoint never waits for a page to be read.
  2. A page is evicted only if it is clean and has no resident children (`children` also counts reads under way).
- 3. Pages above the leaves are changed by a checkpoint only.
+ 3. Pages above the leaves are changed by a checkpoint only; new ones are put above the root while none is running.
  4. A slot that is taken is charged to the group of its volume. Nothing is evicted to make room within `take_slots`: a
     refusal is noted, and the reclaimer calls `shrink` in a turn of its own.
 """
@@ -79,16 +79,20 @@ class PageCache:
         at = slot * BLOCK_SIZE_BYTES
         return self.bytes[at : at + BLOCK_SIZE_BYTES]
 
-    def take_slots(self, count: int, group: Group) -> list[int]:
-        """So many free slots, charged to `group`; none at all if it, or a group above it, refuses.
+    def take_slots(self, count: int, group: Group, *, must: bool = False) -> list[int]:
+        """So many free slots, charged to `group`; none at all if it, or a group above it, refuses. `must`: `group` is
+        charged whatever its limit is; only all groups together can refuse.
 
         At its limit of all kinds a group gets a few all the same, if the server has them: what else it has used its
         memory for, copies of what is to be written above all, may wait for just these.
         """
         count_bytes = count * BLOCK_SIZE_BYTES
-        if group.try_charge(Kind.MAP_PAGES, count_bytes) is not None:
+        refuser = group.try_charge(Kind.MAP_PAGES, count_bytes)
+        if refuser is not None:
             few = group.usage[Kind.MAP_PAGES] + count_bytes <= GROUP_PAGES_MIN * BLOCK_SIZE_BYTES
-            if not few or group.limit_bytes == UNLIMITED_BYTES or self.root.room_bytes(Kind.MAP_PAGES) < count_bytes:
+            may = must and refuser is not self.root
+            may |= few and group.limit_bytes < UNLIMITED_BYTES
+            if not may or self.root.room_bytes(Kind.MAP_PAGES) < count_bytes:
                 return []
             group.charge(Kind.MAP_PAGES, count_bytes)
         taken = self.free[-count:]
@@ -176,6 +180,12 @@ class PageCache:
         if parent_slot >= 0:
             self.children[parent_slot] += 1
         self._parents[slot] = parent_slot
+
+    def put_below(self, slot: int, parent_slot: int) -> None:
+        """The page in `slot`, a root so far, has one above it now."""
+        assert self._parents[slot] < 0
+        self._parents[slot] = parent_slot
+        self.children[parent_slot] += 1
 
     def parent(self, slot: int) -> int:
         """Slot of the page above, -1 for a root."""

@@ -49,8 +49,9 @@ class PageTable:
         self._scheduler = scheduler
         self._loading: dict[int, Waitlist] = {}
 
-    def page(self, volume: Volume, level: int, index: int, *, create: bool) -> Work:
+    def page(self, volume: Volume, level: int, index: int, *, create: bool, must: bool = False) -> Work:
         """Make a page resident (a task's work); returns its slot, or -1 if it does not exist and is not to be made.
+        `must`: also where the volume's group is at its limit, for those who do not do it for the group.
 
         Raises CorruptionError or DiskError if the page, or one above it, cannot be read.
 
@@ -59,6 +60,9 @@ class PageTable:
         """
         cache = self.cache
         slot_of = cache.slot_of
+        if index >> PAGE_SHIFT * max(0, volume.root_level - level):
+            assert not create, "the map does not reach as far"
+            return -1
         while True:
             slot = slot_of.get(volume.key_base | level << LEVEL_SHIFT | index)
             if slot is not None:
@@ -80,7 +84,7 @@ class PageTable:
                 continue
             if parent >= 0:
                 cache.children[parent] += 1  # not evicted for its child's sake
-            slots = cache.take_slots(top - level + 1, volume.group.memory)
+            slots = cache.take_slots(top - level + 1, volume.group.memory, must=must)
             if parent >= 0:
                 cache.children[parent] -= 1
             if not slots:
@@ -163,16 +167,20 @@ class PageTable:
         if cache.stamp[parent] == 0:
             cache.mark_dirty(parent)
 
+    def loading(self, key: int) -> Waitlist | None:
+        """Who waits for a page that is being read; None if it is not."""
+        return self._loading.get(key)
+
     def is_loading(self, volume: Volume) -> bool:
         """True while a page of the volume is being read; its parent is pinned until then."""
         return any(key >> VOLUME_SHIFT == volume.volume_id for key in self._loading)
 
-    def next_leaf(self, volume: Volume, leaf: int, end: int) -> Work:
+    def next_leaf(self, volume: Volume, leaf: int, end: int, *, must: bool = False) -> Work:
         """The first leaf in [leaf, end) that exists, or `end` (a task's work). Skips absent subtrees whole."""
-        while leaf < end:
+        while leaf < min(end, 1 << PAGE_SHIFT * volume.root_level):
             level = volume.root_level
             while True:
-                slot = yield from self.page(volume, level, leaf >> PAGE_SHIFT * level, create=False)
+                slot = yield from self.page(volume, level, leaf >> PAGE_SHIFT * level, create=False, must=must)
                 if slot < 0:
                     leaf = ((leaf >> PAGE_SHIFT * level) + 1) << PAGE_SHIFT * level
                     break

@@ -101,6 +101,7 @@ class PageWriter:
             new = self.log.append(cache.view(slot), key, SEED_MAP, KIND_MAP)
             self._live[(new & ADDRESS_MASK) >> self.log.shift] += 1
             self.pages_written += 1
+        self.log.space.used_blocks += (new != 0) - (old != 0)
         if old:
             segment = (old & ADDRESS_MASK) >> self.log.shift
             self._live[segment] -= 1

@@ -57,9 +57,11 @@ class Removal:
         *,
         checkpoint: Callable[[], Work],
         is_checkpoint_running: Callable[[], bool],
+        is_visited: Callable[[Volume], bool],
         gone: Callable[[Volume], None],
     ) -> None:
-        """gone: told of a node that nothing is left of"""
+        """is_visited: whether the cleaner looks at the map of a node
+        gone: told of a node that nothing is left of"""
         self._by_id = by_id
         self._cache = cache
         self._table = table
@@ -70,6 +72,7 @@ class Removal:
         self._scheduler = scheduler
         self._checkpoint = checkpoint
         self._is_checkpoint_running = is_checkpoint_running
+        self._is_visited = is_visited
         self._gone = gone
         self._running = False
         self._emptied: dict[Volume, None] = {}  # in this order
@@ -114,7 +117,8 @@ class Removal:
                 return
 
     def _is_in_use(self, node: Volume) -> bool:
-        return self._table.is_loading(node) or self._views.is_building(node)
+        is_read = self._table.is_loading(node) or self._views.is_building(node)
+        return is_read or self._is_visited(node) or node.resizing
 
     def _next(self) -> Volume | None:
         """A node to be emptied: from the volume's end on, so that none that is being emptied gets anything new."""
@@ -130,7 +134,7 @@ class Removal:
         """Take all that a node has, then the node out of the tree."""
         heir = predecessor(node)
         leaf, count = 0, 0
-        end = (node.size_blocks - 1 >> PAGE_SHIFT) + 1
+        end = 1 << PAGE_SHIFT * node.root_level  # not its size: a clone that was made smaller has marks behind its end
         while leaf < end:
             try:
                 leaf = yield from self._table.next_leaf(node, leaf, end)
@@ -162,6 +166,8 @@ class Removal:
         self._emptied[node] = None
 
     def _empty_leaf(self, node: Volume, heir: Volume | None, leaf: int) -> Work:
+        if heir is not None and leaf << PAGE_SHIFT >= sees_below(heir):
+            heir = None  # it was taken when the volume was smaller
         while True:
             if heir is not None and leaf in heir.lost_leaves:
                 heir = None

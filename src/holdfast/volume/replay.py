@@ -96,6 +96,10 @@ class Replayer:
         # The last entry of each owner counts; np.unique finds first ones, so it is given the reverse.
         owners, first = np.unique(owners[::-1], return_index=True)
         words = words[::-1][first]
+        there = self._within_size(owners)
+        owners, words = owners[there], words[there]
+        if not len(owners):
+            return
         leaves = owners >> _U64(PAGE_SHIFT)
         edges = [0, *(np.flatnonzero(leaves[1:] != leaves[:-1]) + 1).tolist(), len(owners)]
         for start, stop in pairwise(edges):
@@ -115,11 +119,21 @@ class Replayer:
             self.space.count_blocks(words[start:stop] & _U64(ADDRESS_MASK))
             self._exchange.replace(volume, slots[0], inside, words[start:stop], slots[1:])
 
+    def _within_size(self, owners: Words) -> npt.NDArray[np.bool_]:
+        """Which blocks are not behind the end of their volume; nobody was told that it has those."""
+        ids = owners >> _U64(VOLUME_SHIFT)
+        ends = np.full(len(owners), LBA_MASK + 1, np.uint64)
+        for volume_id in np.unique(ids).tolist():
+            volume = self.volumes.get(volume_id)
+            if volume is not None:
+                ends[ids == _U64(volume_id)] = volume.size_blocks
+        return (owners & _U64(LBA_MASK)) < ends
+
     def _apply_hole(self, owner: int, count: int) -> Work:
         volume = self.volumes.get(owner >> VOLUME_SHIFT)
         if volume is None:
             return
-        lba, stop = owner & LBA_MASK, (owner & LBA_MASK) + count
+        lba, stop = owner & LBA_MASK, min((owner & LBA_MASK) + count, volume.map_end_blocks)
         while lba < stop:
             leaf_end = min(stop, (lba >> PAGE_SHIFT) + 1 << PAGE_SHIFT)
             try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from holdfast.errors import HoldfastError, RequestError
+from holdfast.errors import HoldfastError, RequestError, RetryError
 from holdfast.pool.tables import SNAPSHOT_NAME_BYTES_MAX, VolumeRow
 from holdfast.volume.page_cache import PageCache
 from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings, apply_settings
@@ -75,6 +75,7 @@ class Snapshots:
             origin = volumes.find(source)
             volumes.check_free(name)
             from_volume = origin.role is Role.VOLUME
+            _check_whole(origin)
             volumes.hold_for_more([Role.SNAPSHOT, Role.VOLUME] if from_volume else [Role.VOLUME])
         except HoldfastError as error:
             answer(error)
@@ -109,7 +110,7 @@ class Snapshots:
         return VolumeRow(
             self._volumes.next_id,
             name,
-            like.size_bytes,
+            like.stored_size_bytes,
             root=0,
             root_level=like.root_level,
             mapped_blocks=0,
@@ -182,6 +183,7 @@ class Snapshots:
             volume.row(),
             volume_id=volumes.next_id,
             size_bytes=snapshot.size_bytes,
+            cutting=False,
             root=0,
             root_level=snapshot.root_level,
             mapped_blocks=0,
@@ -211,5 +213,13 @@ class Snapshots:
 def _check_snapshotable(head: Volume, label: str) -> None:
     if head.role is not Role.VOLUME:
         raise RequestError(f"{head.name!r} is a snapshot; clone it, and take snapshots of the clone")
+    _check_whole(head)
     if not 0 < len(label.encode()) <= SNAPSHOT_NAME_BYTES_MAX:
         raise RequestError(f"the name of a snapshot has 1 to {SNAPSHOT_NAME_BYTES_MAX} characters")
+
+
+def _check_whole(head: Volume) -> None:
+    """Older snapshots still look through to what is behind the end of a volume that was just made smaller: not through
+    a newer snapshot, which is as small as the volume."""
+    if head.cutting:
+        raise RetryError(f"what was cut off {head.name!r} is still being let go of; try again in a moment")

@@ -106,7 +106,7 @@ def refresh_keepers(volume: Volume) -> None:
     if volume.role is not Role.VOLUME:
         return
     keepers: list[Volume] = []
-    below = volume.size_blocks
+    below = volume.map_end_blocks
     keeper = predecessor(volume)
     while keeper is not None:
         keepers.append(keeper)
@@ -129,8 +129,8 @@ def remove_place(node: Volume) -> None:
         if basis is not None:
             basis.dependents.append(heir)
         reach = [blocks for blocks in (heir.reach_blocks, node.reach_blocks) if blocks]
-        if node.size_blocks < heir.size_blocks:
-            reach.append(node.size_blocks)
+        if node.map_end_blocks < heir.size_blocks:
+            reach.append(node.map_end_blocks)
         heir.reach_blocks = min(reach, default=0)
     assert not node.dependents
     if basis is not None:
@@ -171,4 +171,5 @@ def sees_below(node: Volume) -> int:
     basis = node.basis
     if basis is None:
         return 0
-    return min(basis.size_blocks, node.reach_blocks or basis.size_blocks)
+    below = min(node.map_end_blocks, basis.map_end_blocks)
+    return min(below, node.reach_blocks or below)

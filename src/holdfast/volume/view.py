@@ -102,8 +102,6 @@ class Views:
             visible = sees_below(link) - first
             if visible < PAGE_ENTRIES:
                 building.seen[max(visible, 0) :] = 0
-            if visible < PAGE_ENTRIES and link.basis is link.ground:
-                building.ground[max(visible, 0) :] = 0
             if slot >= 0:
                 row = self._cache.arena[slot]
                 blocks = np.where((row & _ADDRESS) == 0, np.uint64(0), row)
@@ -111,8 +109,8 @@ class Views:
             passed = links.pop()
             building.passed.add(passed)
             if links and links[-1].ground is passed:
-                # Not when the link is looked at: it may have gone by then, with what it had handed on, and the next one
-                # be based on the ground that it was passed behind.
+                # All of it: marks are from when the node saw as much. And now: when the next link is looked at it may
+                # have gone, and the one after it be based on the ground, with more than the ground in `seen`.
                 building.ground = building.seen.copy()
 
     def next_leaf(self, node: Volume, leaf: int, end: int) -> Work:

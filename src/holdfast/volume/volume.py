@@ -81,6 +81,7 @@ class Volume:
         "basis",
         "connections",
         "created_ns",
+        "cutting",
         "damaged",
         "damaged_pages",
         "data_seed",
@@ -109,12 +110,14 @@ class Volume:
         "read_base",
         "read_only",
         "removing",
+        "resizing",
         "role",
         "root",
         "root_level",
         "row_bytes",
         "row_changed",
         "size_bytes",
+        "stored_size_bytes",
         "versioned",
         "volume_id",
         "write_back_errno",
@@ -127,9 +130,12 @@ class Volume:
         self.label = row.name  # L: of a snapshot, what comes behind the @
         self.key_base = row.volume_id << VOLUME_SHIFT  # I
         self.data_seed = SEED_DATA ^ self.key_base  # I: for `Log.append`
-        self.size_bytes = row.size_bytes  # L
+        self.size_bytes = row.size_bytes  # L: what clients are told
+        self.stored_size_bytes = row.size_bytes  # L: what the next checkpoint tells of; larger while it is being grown
+        self.cutting = row.cutting  # L: it was made smaller, and the map may still refer to blocks behind its end
+        self.resizing = False  # L: its size is being changed, or what was cut off let go of
         self.root = row.root  # C: map entry of the root page; 0 if it was never written
-        self.root_level = row.root_level  # I
+        self.root_level = row.root_level  # L: changed only while no checkpoint is running (`volume/resize.py`)
         self.mapped_blocks = row.mapped_blocks  # L
         self.created_ns = row.created_ns  # I
         self.removing = False  # L: its removal is on its way to the disk; after that it is hidden
@@ -177,6 +183,11 @@ class Volume:
     def size_blocks(self) -> int:
         return -(-self.size_bytes // BLOCK_SIZE_BYTES)
 
+    @property
+    def map_end_blocks(self) -> int:
+        """No block from here on is in the map; who looks through the volume sees it up to here."""
+        return 1 << PAGE_SHIFT * (self.root_level + 1) if self.cutting else self.size_blocks
+
     def set_quota(self, quota_bytes: int) -> None:
         """Let so many bytes be mapped; 0: as many as there are. What is mapped stays, however much that is."""
         self.quota_bytes = quota_bytes
@@ -187,7 +198,7 @@ class Volume:
         return VolumeRow(
             volume_id=self.volume_id,
             name=self.label,
-            size_bytes=self.size_bytes,
+            size_bytes=self.stored_size_bytes,
             root=self.root,
             root_level=self.root_level,
             mapped_blocks=self.mapped_blocks,
@@ -207,6 +218,7 @@ class Volume:
             origin_id=self.origin_id,
             reach_blocks=self.reach_blocks,
             protected=self.protected,
+            cutting=self.cutting,
         )
 
     def count_mapped(self, change: int) -> None:

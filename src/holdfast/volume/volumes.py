@@ -106,10 +106,18 @@ class Volumes:
                 self.by_name[volume.name] = volume
         self.hold_reserve()
 
-    def hold_reserve(self, *, more_bytes: int = 0) -> None:
-        """Hold back what the volume table needs as it is, with so many bytes of rows more. Raises what
-        `Reserve.hold_for` does."""
-        self._reserve.hold_for(self._rows_bytes + self.groups_bytes + more_bytes, exist=not more_bytes)
+    def hold_reserve(self, *, more_bytes: int = 0, larger: bool = False) -> None:
+        """Hold back what the volume table needs as it is, with so many bytes of rows more. `larger`: the pool is to
+        become so, which can be refused as well. Raises what `Reserve.hold_for` does."""
+        self._reserve.hold_for(self._table_bytes + more_bytes, exist=not (more_bytes or larger))
+
+    def usable_blocks_for(self, capacity_segments: int) -> int:
+        """How many blocks could be live in a pool of this capacity."""
+        return self._reserve.usable_blocks_for(capacity_segments, self._table_bytes)
+
+    @property
+    def _table_bytes(self) -> int:
+        return self._rows_bytes + self.groups_bytes
 
     @property
     def groups_bytes(self) -> int:
@@ -179,12 +187,17 @@ class Volumes:
         after that. Raises NoSpaceError, ShortageError or RequestError, with nothing held."""
         if self.next_id + len(roles) - 1 > VOLUME_ID_MAX:
             raise RequestError("no volume id is left in this pool")
+        space = self._space
+        usable_blocks = space.usable_blocks
         try:
             self.hold_reserve(more_bytes=sum(map(row_bytes_max, roles)))
         except (NoSpaceError, ShortageError):
             self.hold_reserve()
             raise
-        if self._space.available_segments <= self._space.checkpoint_segments:
+        # What their metadata may need must not be taken from what is mapped.
+        too_full = space.usable_blocks < usable_blocks and space.used_blocks > space.usable_blocks
+        if too_full or space.available_segments < space.checkpoint_segments:
+            self.hold_reserve()
             raise NoSpaceError("the pool is full: trim or remove volumes, or serve it with more --capacity")
         state_bytes = len(roles) * VOLUME_STATE_BYTES
         refuser = self._system.try_charge(Kind.STATE, state_bytes, CONTROL)

@@ -92,6 +92,10 @@ class Writer:
         self._live = log.space.live_words
         self._shift = log.shift
 
+    def renew(self) -> None:
+        """The pool has another capacity, and the space table other columns."""
+        self._live = self.log.space.live_words
+
     # ---- without waiting
 
     def write_block(self, volume: Volume, lba: int, block: memoryview | bytearray | bytes) -> int:
@@ -119,6 +123,10 @@ class Writer:
             group = volume.group
             if group.mapped_blocks >= group.mapped_blocks_max:
                 return Obstacle.GROUP_OVER_SPACE
+            space = log.space
+            if space.used_blocks >= space.usable_blocks:
+                return Obstacle.NO_SPACE
+            space.used_blocks += 1
             volume.mapped_blocks += 1
             group.mapped_blocks += 1
         words[at] = log.append(block, volume.key_base | lba, volume.data_seed, KIND_DATA)
@@ -158,6 +166,7 @@ class Writer:
                 return done, obstacle
             part = view[done << BLOCK_SHIFT : (done + count) << BLOCK_SHIFT]
             entries = log.append_run(part, volume.key_base | here)
+            log.space.used_blocks += count
             self._replace(volume, slot, first, entries, keeper_slots)
             done += count
         return done, Obstacle.NONE
@@ -187,15 +196,20 @@ class Writer:
         return slots, Obstacle.NONE
 
     def _admitted(self, volume: Volume, slot: int, first: int, count: int, keeper_slots: list[int]) -> tuple[int, int]:
-        """How many of `count` blocks the quota and the group's limit of space let in; if none, the `Obstacle`."""
+        """How many of `count` blocks the quota, the group's limit of space and the pool let in; if none, the
+        `Obstacle`."""
         own_left = max(0, volume.mapped_blocks_max - volume.mapped_blocks)
         group_left = max(0, volume.group.mapped_blocks_max - volume.group.mapped_blocks)
-        while count > own_left or 2 * count > group_left:
+        space = self.log.space
+        pool_left = max(0, space.usable_blocks - space.used_blocks)
+        while count > own_left or 2 * count > min(group_left, pool_left):
             own, total = self._growth(volume, slot, first, count, keeper_slots)
-            if own <= own_left and total <= group_left:
+            if own <= own_left and total <= min(group_left, pool_left):
                 break
             if count == 1:
-                return 0, Obstacle.OVER_QUOTA if own > own_left else Obstacle.GROUP_OVER_SPACE
+                if own > own_left:
+                    return 0, Obstacle.OVER_QUOTA
+                return 0, Obstacle.GROUP_OVER_SPACE if total > group_left else Obstacle.NO_SPACE
             count >>= 1
         return count, Obstacle.NONE
 
@@ -273,7 +287,7 @@ class Writer:
                 yield from self.overcome(obstacle, volume, lba + done, patience)
 
     def _write_part(
-        self, volume: Volume, lba: int, start: int, data: memoryview, patience: Patience, payer: Group
+        self, volume: Volume, lba: int, start: int, data: memoryview, patience: Patience | None, payer: Group
     ) -> Work:
         """Read a block, change a part of it, write it. If the block changed while it was read, all over again."""
         owner = volume.key_base | lba
@@ -339,6 +353,14 @@ class Writer:
             self.views.changed(lba >> PAGE_SHIFT, at, np.array([entry], np.uint64), np.array([given_up], np.uint64))
             return entry
 
+    def clear_rest(self, volume: Volume, lba: int, start: int) -> Work:
+        """Make a block zero from byte `start` on (a task's work), on behalf of the pool: that there is no space changes
+        nothing about the volume. A hole stays one. Raises NoSpaceError, CorruptionError, DiskError."""
+        slot = yield from self.views.leaf(volume, lba >> PAGE_SHIFT)
+        if slot >= 0 and self._words[slot << PAGE_SHIFT | lba & PAGE_MASK]:
+            rest = ZEROES[: BLOCK_SIZE_BYTES - start]
+            yield from self._write_part(volume, lba, start, rest, None, volume.group.memory)
+
     def zero(self, volume: Volume, offset: int, length: int, *, allocate: bool, payer: Group | None = None) -> Work:
         """Make a byte range read as zeroes: whole blocks become holes, or written zeroes with `allocate`."""
         end = offset + length
@@ -389,7 +411,12 @@ class Writer:
             else:
                 first = stop
 
-    def _punch_in_leaf(self, volume: Volume, first: int, stop: int) -> int:
+    def forget_in_leaf(self, volume: Volume, first: int, stop: int) -> int:
+        """Make blocks [first, stop), which lie in one leaf, holes without a record in the log: for what a crash brings
+        back only together with the reason to do it again. 0, or the `Obstacle`."""
+        return self._punch_in_leaf(volume, first, stop, logged=False)
+
+    def _punch_in_leaf(self, volume: Volume, first: int, stop: int, *, logged: bool = True) -> int:
         slot = self._slot_of.get(volume.key_base | first >> PAGE_SHIFT)
         if slot is None:
             return Obstacle.NO_PAGE
@@ -402,14 +429,15 @@ class Writer:
             keeper_slots, obstacle = self._writable_keepers(volume, first >> PAGE_SHIFT)
             if obstacle:
                 return obstacle
-        log = self.log
-        log.bill(volume.group.memory)
-        if not log.room:
-            room = log.make_room(Privilege.FREEING)
-            if room:
-                return room
-        log.append_hole(volume.key_base | first & LBA_MASK, stop - first)
-        log.room = 0
+        if logged:
+            log = self.log
+            log.bill(volume.group.memory)
+            if not log.room:
+                room = log.make_room(Privilege.FREEING)
+                if room:
+                    return room
+            log.append_hole(volume.key_base | first & LBA_MASK, stop - first)
+            log.room = 0
         self._replace(volume, slot, first & PAGE_MASK, np.zeros(stop - first, np.uint64), keeper_slots)
         return Obstacle.NONE
 

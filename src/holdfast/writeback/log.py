@@ -70,7 +70,7 @@ class Room(IntEnum):
 
     YES = 0
     RING_FULL = 1  # wait until more is durable
-    NO_SEGMENT = 2  # wait until a segment is prepared or freed
+    NO_SEGMENT = 2  # wait until a segment is prepared, cleaned or freed
     NO_SPACE = 3  # nothing to wait for: the pool is full
     GROUP_FULL = 7  # the group that pays has its share of the ring: wait until more of it is durable
 
@@ -221,7 +221,7 @@ class Log:
             if privilege < self.privilege:
                 self.privilege = min(self.privilege, self.space.least_privilege())
                 if privilege < self.privilege:
-                    return Room.NO_SPACE
+                    return self._no_segment()
             if self.segment < 0:
                 outcome = self._open_segment(privilege)
                 if outcome is not Room.YES:
@@ -309,7 +309,7 @@ class Log:
             return Room.RING_FULL
         least = self.space.least_privilege()
         if privilege < least:
-            return Room.NO_SPACE
+            return self._no_segment()
         segment = self.space.take_free() if self.space.is_prepared_for(privilege) else None
         if segment is None:
             return Room.NO_SEGMENT if self.space.available_segments else Room.NO_SPACE
@@ -333,6 +333,14 @@ class Log:
         self.sealed = self.position
         assert self.offset == FIRST_COMMIT_OFFSET
         return Room.YES
+
+    def _no_segment(self) -> Room:
+        """What is left is held back for others. It is worth waiting if the cleaner can make more of it."""
+        return Room.NO_SEGMENT if self.space.cleaning_may_help() else Room.NO_SPACE
+
+    def forget_segment(self, segment: int) -> None:
+        """The cleaner is about to write a segment: what the ring still holds of its last contents is not in it."""
+        self.window.pop(segment, None)
 
     # ---- sealing
 
@@ -402,6 +410,13 @@ class Log:
         self.space.sealed(self.segment)
         self.segment = -1
         return True
+
+    def leave_segment(self) -> bool:
+        """Seal the open segment although it has room: what follows goes into another one. False: not now, because the
+        ring has no room for what is left of it, or a commit has just been opened."""
+        self._settle(self.dirty.system)
+        self.seal_commit()
+        return self.segment < 0 or (not self._commit_position and self._seal_segment())
 
     # ---- publishing and reading
 

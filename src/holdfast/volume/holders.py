@@ -1,0 +1,35 @@
+"""Who may refer to a stored block: those to whom an entry of the volume that it was written for may have come.
+
+Entries move from a volume to its newest snapshot and on to older ones (`volume/versions.py`), never anywhere else. So a
+block is in the map of the volume, or of a snapshot in the chain behind it. Of a volume that is gone what is left went
+to its snapshots, and which those were nobody knows any more: all are asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from holdfast.volume.versions import predecessor
+from holdfast.volume.volume import Role, Volume
+
+
+class Holders:
+    """`by_id`: all nodes of the version tree, as they are at each call."""
+
+    def __init__(self, by_id: Mapping[int, Volume]) -> None:
+        self._by_id = by_id
+
+    def of(self, volume_id: int) -> Iterable[Volume]:
+        """The nodes that may refer to a block written for this volume, in the order in which to ask them. The list is
+        that of the moment of the call."""
+        node = self._by_id.get(volume_id)
+        if node is None:
+            return [other for other in self._by_id.values() if other.role is not Role.VOLUME]
+        nodes = []
+        while node is not None:
+            nodes.append(node)
+            node = predecessor(node)
+        return nodes
+
+    def exists(self, node: Volume) -> bool:
+        return self._by_id.get(node.volume_id) is node

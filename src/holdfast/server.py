@@ -18,10 +18,14 @@ from urllib.parse import quote
 from holdfast.control.api import (
     Answer,
     ChangeVolume,
+    CloneVolume,
     CreateVolume,
     PoolStatus,
+    SnapshotList,
     Statistics,
+    TakeSnapshots,
     VolumeInfo,
+    VolumeList,
     VolumeRemoved,
     WaitList,
 )
@@ -39,10 +43,11 @@ from holdfast.runtime.loop import SPIN_NS, EventLoop
 from holdfast.runtime.ports import Peer
 from holdfast.serving.clients import Clients
 from holdfast.serving.control_connection import ControlSocket
+from holdfast.serving.listing import list_snapshots, list_volumes, volume_info
 from holdfast.serving.metrics import PoolMetrics
 from holdfast.serving.pool import PoolOptions, ServedPool
-from holdfast.serving.settings import group_limits, volume_settings
-from holdfast.serving.status import group_info, pool_status, statistics, volume_info, volume_resized, wait_list
+from holdfast.serving.settings import group_limits, pairs, volume_settings
+from holdfast.serving.status import group_info, list_groups, pool_status, statistics, volume_resized, wait_list
 from holdfast.units import BLOCK_SHIFT, format_size
 from holdfast.volume.groups import TenantGroup
 from holdfast.volume.volume import Volume
@@ -94,6 +99,7 @@ class Server:
         self._stopped_cleanly = False  # L
         self.started_ns = pool.clock.now_ns()  # I
         self.listeners: list[Listener] = []  # L
+        self._uri_parts: list[tuple[str, str]] = []  # L: of each listener, what stands around a name
         self._controls: dict[ControlSocket, None] = {}  # L
         self._control_listener: Listener | None = None  # L
         self._scrapers: dict[ControlSocket, None] = {}  # L: in the order in which they came
@@ -198,22 +204,14 @@ class Server:
             self._fail(error)
             return
         self.pool.space_watch.start()
-        uris = [uri for volume in self.engine.by_name.values() for uri in self.uris(volume.name)]
+        self._uri_parts = [_uri_parts(listener.address) for listener in self.listeners]
+        uris = [uri for volume in self.engine.volumes.heads() for uri in self.uris(volume.name)]
         print("ready", *(uris or [str(listener.address) for listener in self.listeners]), flush=True)
         _notify_systemd("READY=1")
 
     def uris(self, name: str) -> list[str]:
-        """The NBD URIs under which a volume can be reached."""
-        found = []
-        for listener in self.listeners:
-            address = listener.address
-            if isinstance(address, UnixAddress):
-                found.append(f"nbd+unix:///{quote(name)}?socket={quote(str(Path(address.path).absolute()))}")
-            else:
-                assert isinstance(address, TcpAddress)
-                host = f"[{address.host}]" if ":" in address.host else address.host
-                found.append(f"nbd://{host}:{address.port}/{quote(name)}")
-        return found
+        """The NBD URIs under which a volume or snapshot can be reached. No name needs quoting (`control/names.py`)."""
+        return [f"{before}{name}{behind}" for before, behind in self._uri_parts]
 
     # ---- end
 
@@ -302,18 +300,23 @@ class Server:
         return wait_list(self.engine)
 
     def volumes(self) -> list[VolumeInfo]:
-        return [volume_info(volume, self.uris(volume.name)) for volume in self.engine.by_name.values()]
+        return list_volumes(self.engine, self.uris)
+
+    def snapshots(self, *, of: str = "", after: int = 0) -> SnapshotList:
+        return list_snapshots(self.engine, self.uris, of=of, after=after)
 
     def volume(self, name: str) -> VolumeInfo:
-        volume = self.engine.find(name)
-        return volume_info(volume, self.uris(name))
+        return self._info(self.engine.find(name))
+
+    def _info(self, volume: Volume) -> VolumeInfo:
+        return volume_info(self.engine, volume, self.uris(volume.name))
 
     def create_volume(self, wanted: CreateVolume, reply: ServiceReply) -> None:
         settings = volume_settings(self.engine, wanted)
-        self.engine.create_volume(wanted.name, wanted.size_bytes, self._told_of(wanted.name, reply), settings)
+        self.engine.create_volume(wanted.name, wanted.size_bytes, self._told_of(reply), settings)
 
     def change_volume(self, name: str, change: ChangeVolume, reply: ServiceReply) -> None:
-        self.engine.change_volume(name, self._told_of(name, reply), volume_settings(self.engine, change))
+        self.engine.change_volume(name, self._told_of(reply), volume_settings(self.engine, change))
 
     def resize_volume(self, name: str, wanted: ResizeVolume, reply: ServiceReply) -> None:
         self.engine.resize_volume(
@@ -327,27 +330,50 @@ class Server:
         self.engine.resize_pool(change.capacity_bytes, lambda error: reply(error or self.status()))
 
     def acknowledge_loss(self, name: str, loss_epoch: int, reply: ServiceReply) -> None:
-        self.engine.volumes.acknowledge_loss(name, loss_epoch, self._told_of(name, reply))
+        self.engine.volumes.acknowledge_loss(name, loss_epoch, self._told_of(reply))
 
-    def _told_of(self, name: str, reply: ServiceReply) -> Callable[[Volume | HoldfastError | None], None]:
+    def _told_of(self, reply: ServiceReply) -> Callable[[Volume | HoldfastError | None], None]:
         def answer(outcome: Volume | HoldfastError | None) -> None:
             if isinstance(outcome, Volume):
-                reply(volume_info(outcome, self.uris(name)))
+                reply(self._info(outcome))
             else:
                 assert outcome is not None
                 reply(outcome)
 
         return answer
 
-    def remove_volume(self, name: str, reply: ServiceReply, *, force: bool = False) -> None:
+    def remove_volume(self, name: str, reply: ServiceReply, *, force: bool = False, snapshots: bool = False) -> None:
+        chosen = self.engine.volumes.removed_with(name, snapshots=snapshots)
         if force:
-            self.clients.disconnect(name)
+            self.clients.disconnect(chosen)
+        removed = VolumeRemoved(removed=name, snapshots=len(chosen) - 1)
         self.engine.remove_volume(
-            name, lambda outcome: reply(outcome if isinstance(outcome, HoldfastError) else VolumeRemoved(removed=name))
+            name,
+            lambda outcome: reply(outcome if isinstance(outcome, HoldfastError) else removed),
+            snapshots=snapshots,
         )
 
+    def take_snapshots(self, wanted: TakeSnapshots, reply: ServiceReply) -> None:
+        def answer(outcome: list[Volume] | HoldfastError) -> None:
+            if isinstance(outcome, HoldfastError):
+                reply(outcome)
+            else:
+                reply(VolumeList(volumes=[self._info(node) for node in outcome]))
+
+        self.engine.snapshots.take(pairs(wanted), answer)
+
+    def clone_volume(self, source: str, wanted: CloneVolume, reply: ServiceReply) -> None:
+        settings = volume_settings(self.engine, wanted)
+        self.engine.snapshots.clone(source, wanted.name, self._told_of(reply), settings)
+
+    def promote_volume(self, name: str, reply: ServiceReply) -> None:
+        self.engine.snapshots.promote(name, self._told_of(reply))
+
+    def roll_back_volume(self, snapshot: str, reply: ServiceReply) -> None:
+        self.engine.snapshots.roll_back(snapshot, self._told_of(reply))
+
     def groups(self) -> list[GroupInfo]:
-        return [group_info(group, self.engine) for group in self.engine.groups.directory.by_id.values()]
+        return list_groups(self.engine)
 
     def group(self, name: str) -> GroupInfo:
         return group_info(self.engine.groups.find(name), self.engine)
@@ -394,6 +420,15 @@ def serve(options: ServeOptions) -> int:
         create=True,
     )
     return Server(pool, options).run()
+
+
+def _uri_parts(address: object) -> tuple[str, str]:
+    """What stands before and behind the name of an export in its NBD URI."""
+    if isinstance(address, UnixAddress):
+        return "nbd+unix:///", f"?socket={quote(str(Path(address.path).absolute()))}"
+    assert isinstance(address, TcpAddress)
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"nbd://{host}:{address.port}/", ""
 
 
 def _notify_systemd(state: str) -> None:

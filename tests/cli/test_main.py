@@ -22,6 +22,7 @@ from .conftest import Run
 COMMANDS = [
     ("serve",), ("volume", "create"), ("volume", "list"), ("volume", "show"), ("volume", "remove"),
     ("volume", "set"), ("volume", "resize"), ("volume", "acknowledge-loss"), ("pool", "resize"),
+    ("volume", "snapshot"), ("volume", "clone"), ("volume", "promote"), ("volume", "rollback"),
     ("group", "create"), ("group", "list"), ("group", "show"), ("group", "set"), ("group", "remove"),
     ("copy",), ("top",), ("check",), ("doctor",), ("lab", "list"), ("lab", "run"), ("completion",),
 ]  # fmt: skip
@@ -155,3 +156,23 @@ def test_policies_complete() -> None:
 
 def test_groups_complete_where_somebody_serves(pool: Path) -> None:
     assert complete_groups(pool, "") == []
+
+
+def test_snapshot_names_complete_where_snapshots_are_meant(served_pool: Path, service: FakeService) -> None:
+    for name in ("disk0", "disk0@monday", "disk0@tuesday", "disk1", "disk1@monday"):
+        service.add(name, GIB)
+    at = f"{served_pool}/disk0@"
+    assert completions(f"holdfast volume show {at}") == [f"{at}monday", f"{at}tuesday"]
+    assert completions(f"holdfast volume remove {at}m") == [f"{at}monday"]
+    assert completions(f"holdfast volume clone {at}tu") == [f"{at}tuesday"]
+    assert completions(f"holdfast volume rollback {served_pool}/disk0") == [f"{at}monday", f"{at}tuesday"]
+    assert completions(f"holdfast volume rollback {served_pool}/") == [at, f"{served_pool}/disk1@"]
+    assert completions(f"holdfast volume snapshot {served_pool}/disk0") == [at]
+    assert completions(f"holdfast volume show {served_pool}/disk0") == [f"{served_pool}/disk0"]
+
+
+def test_bash_takes_a_snapshot_for_one_word(run: Run) -> None:
+    script = run("completion", "bash").stdout + '\necho "$COMP_WORDBREAKS"'
+    done = subprocess.run(["bash", "-i", "-c", script], capture_output=True, text=True, check=False)
+    assert "=" in done.stdout
+    assert "@" not in done.stdout

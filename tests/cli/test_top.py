@@ -38,7 +38,7 @@ def test_one_picture_of_a_pool(run: Run, served_pool: Path, service: FakeService
     assert lines[0] == "pool      /pool, served by process 4711, 0 clients"
     assert lines[3].endswith("segments: 5 free, 0 of them held back, 0 to be made")
     assert lines[-2].split()[:3] == ["NAME", "SIZE", "MAPPED"]
-    assert lines[-1].split() == ["disk0", "10G", "0", "-", "2", "0", "0"]
+    assert lines[-1].split() == ["disk0", "10G", "0", "-", "-", "2", "0", "0"]
 
 
 def test_groups_come_before_volumes_with_what_was_refused_to_them(

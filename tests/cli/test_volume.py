@@ -81,9 +81,9 @@ def test_volumes_are_listed_in_columns(run: Run, served_pool: Path, service: Fak
     result = run("volume", "list", served_pool)
     assert result.exit_code == 0
     assert result.stdout == (
-        "NAME   SIZE  MAPPED  CLIENTS  STATE    URI\n"
-        "disk0   10G       0        2  ok       nbd+unix:///disk0?socket=/pool/nbd.sock\n"
-        "old      1M       0        0  damaged  -\n"
+        "NAME   SIZE  MAPPED  CLIENTS  STATE    SNAPSHOTS  URI\n"
+        "disk0   10G       0        2  ok               -  nbd+unix:///disk0?socket=/pool/nbd.sock\n"
+        "old      1M       0        0  damaged          -  -\n"
     )
 
 
@@ -237,7 +237,7 @@ def test_a_quota_of_an_idle_pool_is_stored(run: Run, pool: Path) -> None:
         (("--group", "a/b"), "'a/b' is not a group name"),
         (("--group", "\udcff"), "is not a group name"),
         (("--on-full", "wait:999999"), "a write cannot wait for 999999 s"),
-        ((), "nothing to change; give --quota, --on-full, --on-error, --group or --writable"),
+        ((), "nothing to change; give --quota, --on-full, --on-error, --group, --writable, --protect or --unprotect"),
     ],
 )
 def test_a_change_that_is_none_is_refused(run: Run, served_pool: Path, words: tuple[str, ...], why: str) -> None:

@@ -10,14 +10,18 @@ from msgspec.structs import asdict, replace
 
 from holdfast.control.api import (
     ChangeVolume,
+    CloneVolume,
     CreateVolume,
     MemoryUse,
     MustSucceedInfo,
     PoolStatus,
     Reply,
     SegmentCounts,
+    SnapshotList,
     Statistics,
+    TakeSnapshots,
     VolumeInfo,
+    VolumeList,
     VolumeRemoved,
     WaitInfo,
     WaitList,
@@ -42,6 +46,7 @@ class FakeService:
         self.stopped = False
         self.capacity_bytes = 8 * GIB
         self.asked_age_ns = -1
+        self.snapshots_listed_max = 1000
         self.uri = "nbd+unix:///{name}?socket=/pool/nbd.sock"
 
     def add(self, name: str, size_bytes: int, *, connections: int = 0, uris: list[str] | None = None) -> VolumeInfo:
@@ -51,6 +56,7 @@ class FakeService:
             size_bytes=size_bytes,
             connections=connections,
             uris=uris or [self.uri.format(name=name)],
+            kind="snapshot" if "@" in name else "volume",
             created="2024-05-06T07:08:09Z",
         )
         self.known[name] = info
@@ -84,7 +90,25 @@ class FakeService:
         return WaitList(waits=self.waiting, total=len(self.waiting), cycles=self.cycles)
 
     def volumes(self) -> list[VolumeInfo]:
-        return list(self.known.values())
+        return [
+            replace(info, snapshots=len(self._snapshots_of(info.name)))
+            for info in self.known.values()
+            if info.kind == "volume"
+        ]
+
+    def snapshots(self, *, of: str = "", after: int = 0) -> SnapshotList:
+        if of:
+            self.volume(of)
+        found = [info for info in self._snapshots_of(of) if info.id > after]
+        listed = found[: self.snapshots_listed_max]
+        return SnapshotList(snapshots=listed, next=listed[-1].id if len(listed) < len(found) else 0)
+
+    def _snapshots_of(self, name: str) -> list[VolumeInfo]:
+        return [
+            info
+            for info in self.known.values()
+            if info.kind == "snapshot" and (not name or info.name.startswith(f"{name}@"))
+        ]
 
     def volume(self, name: str) -> VolumeInfo:
         info = self.known.get(name)
@@ -121,16 +145,62 @@ class FakeService:
 
         self._answer(answer)
 
-    def remove_volume(self, name: str, reply: Reply, *, force: bool = False) -> None:
+    def remove_volume(self, name: str, reply: Reply, *, force: bool = False, snapshots: bool = False) -> None:
         info = self.volume(name)
+        gone = self._snapshots_of(name) if info.kind == "volume" else []
+        if gone and not snapshots:
+            raise RequestError(f"volume {name!r} has snapshots")
+        if info.protected:
+            raise RequestError(f"{name!r} is protected")
         if info.connections and not force:
             raise RequestError(f"the volume {name!r} has {info.connections} connections; end them or use --force")
 
         def answer() -> None:
-            del self.known[name]
-            reply(VolumeRemoved(removed=name))
+            for each in (info, *gone):
+                del self.known[each.name]
+            reply(VolumeRemoved(removed=name, snapshots=len(gone)))
 
         self._answer(answer)
+
+    def take_snapshots(self, wanted: TakeSnapshots, reply: Reply) -> None:
+        heads = [self.volume(name.partition("@")[0]) for name in wanted.names]
+
+        def answer() -> None:
+            if any(name in self.known for name in wanted.names):
+                reply(RequestError("there is such a snapshot already"))
+                return
+            pairs = zip(wanted.names, heads, strict=True)
+            reply(VolumeList(volumes=[self.add(name, head.size_bytes) for name, head in pairs]))
+
+        self._answer(answer)
+
+    def clone_volume(self, source: str, wanted: CloneVolume, reply: Reply) -> None:
+        origin = self.volume(source)
+
+        def answer() -> None:
+            self.add(wanted.name, origin.size_bytes)
+            settings = {field: value for field, value in asdict(wanted).items() if value is not None}
+            self.known[wanted.name] = replace(self.known[wanted.name], origin=source, **settings)
+            reply(self.known[wanted.name])
+
+        self._answer(answer)
+
+    def promote_volume(self, name: str, reply: Reply) -> None:
+        info = self.volume(name)
+
+        def answer() -> None:
+            if not info.origin:
+                reply(RequestError(f"{name!r} is not a clone"))
+                return
+            self.known[name] = replace(info, origin="", snapshots=1)
+            reply(self.known[name])
+
+        self._answer(answer)
+
+    def roll_back_volume(self, snapshot: str, reply: Reply) -> None:
+        self.volume(snapshot)
+        name = snapshot.partition("@")[0]
+        self._answer(lambda: reply(replace(self.known[name], snapshots=len(self._snapshots_of(name)))))
 
     def resize_volume(self, name: str, wanted: ResizeVolume, reply: Reply) -> None:
         info = self.volume(name)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import pytest
 
 from holdfast.control.api import (
-    VOLUME_NAME_LENGTH_MAX,
     describe_error,
     rebuild_error,
-    validate_volume_name,
     validate_volume_size,
+)
+from holdfast.control.names import (
+    SNAPSHOT_NAME_LENGTH_MAX,
+    VOLUME_NAME_LENGTH_MAX,
+    validate_name,
+    validate_snapshot_name,
+    validate_volume_name,
 )
 from holdfast.errors import (
     CorruptionError,
@@ -34,6 +39,25 @@ def test_good_names_pass(name: str) -> None:
 def test_bad_names_are_refused(name: str) -> None:
     with pytest.raises(RequestError):
         validate_volume_name(name)
+
+
+@pytest.mark.parametrize("name", ["disk0@a", "a@0", "x@_y", "v@Mon.2-b_c", "v@" + "x" * SNAPSHOT_NAME_LENGTH_MAX])
+def test_good_names_of_snapshots_pass(name: str) -> None:
+    assert validate_snapshot_name(name) == validate_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["@", "v@", "@s", "v@s@t", "v@.s", "v@-s", "v@a/b", "v@a b", "v@a..b", "-v@s", "v@" + "x" * 65]
+)
+def test_bad_names_of_snapshots_are_refused(name: str) -> None:
+    for validate in (validate_snapshot_name, validate_name, validate_volume_name):
+        with pytest.raises(RequestError):
+            validate(name)
+
+
+def test_a_volume_is_no_snapshot() -> None:
+    with pytest.raises(RequestError, match="write disk0@SNAPSHOT"):
+        validate_snapshot_name("disk0")
 
 
 @pytest.mark.parametrize("size_bytes", [1, 4096, VOLUME_SIZE_BYTES_MAX])

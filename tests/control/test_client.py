@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from holdfast.control.api import ChangeVolume, CreateVolume, VolumeInfo
+from holdfast.control.api import ChangeVolume, CloneVolume, CreateVolume, TakeSnapshots, VolumeInfo
 from holdfast.control.client import ControlClient, connect_unix
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo
 from holdfast.errors import GoneError, NoSpaceError, NotFoundError, RequestError, RetryError
@@ -176,3 +176,24 @@ def test_a_server_older_than_the_question_is_named_as_that(tmp_path: Path) -> No
         with ControlClient(path) as client, pytest.raises(NotFoundError, match=r"older than this command .*; restart"):
             client.groups()
         thread.join()
+
+
+def test_snapshots_live_and_die_through_one_connection(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    service = FakeService()
+    service.snapshots_listed_max = 2
+    with serve_control(path, service), ControlClient(path) as client:
+        client.create_volume(CreateVolume(name="data", size_bytes=GIB))
+        for name in "abc":
+            client.take_snapshots(TakeSnapshots(names=[f"data@{name}"]))
+        assert [info.name for info in client.snapshots()] == ["data@a", "data@b", "data@c"]  # of two requests
+        assert client.snapshots("data") == client.snapshots()
+        assert client.clone_volume("data@b", CloneVolume(name="new")).origin == "data@b"
+        assert client.promote_volume("new").name == "new"
+        assert client.roll_back_volume("data@a").snapshots == 3
+        with pytest.raises(RequestError):
+            client.remove_volume("data")
+        assert client.remove_volume("data@c").snapshots == 0
+        assert client.remove_volume("data", snapshots=True, force=True).snapshots == 2
+        with pytest.raises(NotFoundError):
+            client.snapshots("data")

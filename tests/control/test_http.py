@@ -85,7 +85,7 @@ def test_a_created_volume_is_listed_and_shown() -> None:
 def test_a_removed_volume_is_gone() -> None:
     service = FakeService()
     service.add("disk0", GIB)
-    assert ask(service, request("DELETE", "/v1/volumes/disk0")) == (200, {"removed": "disk0"})
+    assert ask(service, request("DELETE", "/v1/volumes/disk0")) == (200, {"removed": "disk0", "snapshots": 0})
     status, answer = ask(service, request("GET", "/v1/volumes/disk0"))
     assert (status, answer["error"]["kind"]) == (404, "not_found")
 
@@ -524,3 +524,87 @@ def test_a_pool_gets_another_capacity() -> None:
     for body in (None, {}, {"capacity_bytes": 0}, {"capacity_bytes": "1G"}, {"capacity_bytes": GIB, "more": 1}):
         assert ask(service, request("PATCH", "/v1/pool", body))[0] == 400
     assert service.capacity_bytes == 5 * GIB
+
+
+# ---- snapshots and clones
+
+
+def test_snapshots_are_taken_and_listed_apart_from_volumes() -> None:
+    service = FakeService()
+    service.add("data", GIB)
+    service.add("log", MIB)
+    status, taken = ask(service, request("POST", "/v1/snapshots", {"names": ["data@a", "log@a"]}))
+    assert (status, [each["name"] for each in taken["volumes"]]) == (201, ["data@a", "log@a"])
+    assert {each["kind"] for each in taken["volumes"]} == {"snapshot"}
+    volumes = ask(service, request("GET", "/v1/volumes"))[1]["volumes"]
+    assert [(each["name"], each["kind"], each["snapshots"]) for each in volumes] == [
+        ("data", "volume", 1), ("log", "volume", 1),
+    ]  # fmt: skip
+    listed = ask(service, request("GET", "/v1/snapshots"))[1]
+    assert ([each["name"] for each in listed["snapshots"]], listed["next"]) == (["data@a", "log@a"], 0)
+    of_one = ask(service, request("GET", "/v1/snapshots?of=log"))[1]
+    assert [each["name"] for each in of_one["snapshots"]] == ["log@a"]
+    assert ask(service, request("GET", "/v1/volumes/data@a"))[1]["size_bytes"] == GIB
+
+
+def test_a_long_list_of_snapshots_comes_in_parts() -> None:
+    service = FakeService()
+    service.add("data", GIB)
+    service.snapshots_listed_max = 2
+    for name in "abc":
+        service.add(f"data@{name}", GIB)
+    first = ask(service, request("GET", "/v1/snapshots"))[1]
+    assert [each["name"] for each in first["snapshots"]] == ["data@a", "data@b"]
+    last = ask(service, request("GET", f"/v1/snapshots?after={first['next']}"))[1]
+    assert ([each["name"] for each in last["snapshots"]], last["next"]) == (["data@c"], 0)
+
+
+def test_a_snapshot_is_cloned_protected_and_rolled_back_to() -> None:
+    service = FakeService()
+    service.add("data", GIB)
+    service.add("data@a", GIB)
+    status, made = ask(service, request("POST", "/v1/volumes/data@a/clone", {"name": "new", "quota_bytes": MIB}))
+    assert (status, made["name"], made["origin"], made["quota_bytes"]) == (201, "new", "data@a", MIB)
+    assert ask(service, request("PATCH", "/v1/volumes/data@a", {"protected": True}))[1]["protected"]
+    assert ask(service, request("POST", "/v1/volumes/data@a/roll-back"))[1]["name"] == "data"
+    assert ask(service, request("POST", "/v1/volumes/new/promote", {}))[1]["name"] == "new"
+
+
+def test_a_volume_with_snapshots_goes_with_them_or_not_at_all() -> None:
+    service = FakeService()
+    service.add("data", GIB)
+    service.add("data@a", GIB)
+    assert ask(service, request("DELETE", "/v1/volumes/data?force=true"))[0] == 400
+    status, gone = ask(service, request("DELETE", "/v1/volumes/data?snapshots=true"))
+    assert (status, gone) == (200, {"removed": "data", "snapshots": 1})
+    assert service.known == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "status"),
+    [
+        ("POST", "/v1/snapshots", {"names": []}, 400),
+        ("POST", "/v1/snapshots", {"names": ["data"]}, 400),
+        ("POST", "/v1/snapshots", {"names": ["data@a..b"]}, 400),
+        ("POST", "/v1/snapshots", {"name": "data@a"}, 400),
+        ("POST", "/v1/snapshots", {"names": ["none@a"]}, 404),
+        ("GET", "/v1/snapshots?of=data@a", None, 400),
+        ("GET", "/v1/snapshots?of=none", None, 404),
+        ("GET", "/v1/snapshots?after=-1", None, 400),
+        ("GET", "/v1/snapshots?after=%C2%B2", None, 400),
+        ("GET", "/v1/snapshots?limit=3", None, 400),
+        ("DELETE", "/v1/snapshots", None, 405),
+        ("POST", "/v1/volumes", {"name": "data@a", "size_bytes": 4096}, 400),
+        ("POST", "/v1/volumes/data@a/clone", {"name": "new@b"}, 400),
+        ("POST", "/v1/volumes/data@a/clone", {"name": "new", "size_bytes": 4096}, 400),
+        ("POST", "/v1/volumes/data/roll-back", None, 400),
+        ("POST", "/v1/volumes/data/promote", {"force": True}, 400),
+        ("GET", "/v1/volumes/data/promote", None, 405),
+        ("PATCH", "/v1/volumes/data@a/roll-back", {}, 405),
+    ],
+)
+def test_what_cannot_be_meant_of_snapshots_is_refused(method: str, target: str, body: object, status: int) -> None:
+    service = FakeService()
+    service.add("data", GIB)
+    assert ask(service, request(method, target, body))[0] == status
+    assert list(service.known) == ["data"]

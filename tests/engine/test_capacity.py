@@ -300,7 +300,7 @@ def test_what_is_live_behind_the_new_end_moves_while_clients_overwrite_it() -> N
     world, client = scattered("scattered")
     smallest = world.engine.capacity.smallest_segments() + 2
     outcome = world.wait_for(lambda answer: world.engine.resize_pool(smallest * SEGMENT, answer))
-    written = []
+    written: list[int] = []
     while not outcome:
         at = len(written) % 48 * (MIB // 4)
         written.append(ask(world, client, CMD_WRITE, at, payload=at.to_bytes(8, "big") * (MIB // 32)).errno)

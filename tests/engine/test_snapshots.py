@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
 import pytest
 
 from holdfast.errors import HoldfastError, RequestError
+from holdfast.pool.tables import GroupLimits
 from holdfast.sim.accounts import check_accounts
 from holdfast.sim.world import World
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
-from holdfast.volume.volume import Role, Volume
+from holdfast.volume.settings import VolumeSettings
+from holdfast.volume.volume import OnFull, Role, Volume
 from holdfast.work.task import Work, run_to_end
 from tests.engine.helpers import HoldingWorld, create, new_world
 
@@ -212,11 +215,11 @@ def test_a_promoted_clone_takes_its_snapshot_with_it(world: HoldingWorld) -> Non
         (lambda world: snapshot(world, "v@s"), "already"),
         (lambda world: snapshot(world, "v@" + "x" * 65), "1 to 64"),
         (lambda world: snapshot(world, "v@a", "v@b"), "twice"),
-        (lambda world: remove(world, "v"), "has 1 snapshots"),
+        (lambda world: remove(world, "v"), "has a snapshot; remove it first"),
         (lambda world: promote(world, "v"), "not a clone"),
         (lambda world: roll_back(world, "v"), "not a snapshot"),
         (lambda world: clone(world, "v@s", "v"), "already"),
-        (lambda world: clone(world, "v@none", "w"), "no volume"),
+        (lambda world: clone(world, "v@none", "w"), "no snapshot"),
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(
@@ -305,6 +308,35 @@ def test_a_clone_that_is_written_before_its_view_finds_a_page_shows_what_was_wri
     world.faults.calm()
     world.settle()
     assert read(world, "c", 0, 4) == of(1) + of(9) + of(3) + of(7)
+
+
+def test_a_mark_leads_to_the_ground_although_the_clone_before_it_goes_while_it_is_looked_at(
+    world: HoldingWorld,
+) -> None:
+    create(world, "v", SIZE)
+    write(world, "v", 0, of(1))
+    snapshot(world, "v@g")
+    clone(world, "v@g", "c")
+    snapshot(world, "c@a")
+    trim(world, "c", 0, 1)  # what the snapshot saw there was its ground's
+    engine = world.engine
+    former, oldest = engine.find("c"), engine.find("c@a")
+    page, paused = engine.table.page, [True]
+
+    def slow_page(volume: Volume, level: int, index: int, *, create: bool) -> Work:
+        while volume is oldest and not create and paused and engine.views.is_building(oldest):
+            yield engine.waitlists.next_tick
+        return (yield from page(volume, level, index, create=create))
+
+    engine.table.page = slow_page  # type: ignore[method-assign, assignment]
+    into = memoryview(bytearray(BLOCK))
+    looking = world.spawn(engine.reader.read(oldest, 0, into))
+    call(world, lambda answer: engine.snapshots.roll_back("c@a", answer))
+    world.settle(lambda: former.basis is None)  # it is out of the tree
+    assert not looking
+    paused.clear()
+    world.settle(lambda: bool(looking))
+    assert bytes(into) == of(1)
 
 
 # ---- everything at once
@@ -447,3 +479,73 @@ def test_whatever_is_done_each_is_what_it_was(seed: int) -> None:
     story.world.close()
     story.world.open()
     story.check()
+
+
+# ---- names, settings, numbers
+
+
+def test_a_name_is_taken_from_the_moment_it_is_asked_for(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    engine = world.engine
+    first = world.wait_for(lambda answer: engine.snapshots.take([("v", "s")], answer))
+    second = world.wait_for(lambda answer: engine.snapshots.take([("v", "s")], answer))
+    other = world.wait_for(lambda answer: engine.snapshots.clone("v", "c", answer))
+    third = world.wait_for(lambda answer: engine.create_volume("c", SIZE, answer))
+    assert isinstance(second[0], RequestError)
+    assert isinstance(third[0], RequestError)
+    world.settle(lambda: bool(first and other))
+    assert sorted(engine.by_name) == ["c", "v", "v@s"]
+    remove(world, "v@s")
+    snapshot(world, "v@s")  # the name is free again
+
+
+def test_a_clone_has_no_settings_but_its_own(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    settings = VolumeSettings(quota_bytes=MIB, on_full_wait_s=9, on_full=OnFull.READ_ONLY, protected=True)
+    call(world, lambda answer: world.engine.change_volume("v", answer, settings))
+    snapshot(world, "v@s")
+    made = clone(world, "v@s", "c")
+    for node in (made, world.engine.find("v@s")):
+        assert (node.quota_bytes, node.on_full_wait_s, node.on_full) == (0, 0, OnFull.ERROR)
+        assert not node.protected
+    with pytest.raises(RequestError, match="protected and unprotected only"):
+        call(world, lambda answer: world.engine.change_volume("v@s", answer, VolumeSettings(quota_bytes=MIB)))
+    with pytest.raises(RequestError, match="'v' is protected"):
+        remove(world, "v", snapshots=True)
+
+
+def test_snapshots_follow_their_volume_from_group_to_group(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    write(world, "v", 0, of(1) * 4)
+    snapshot(world, "v@s")
+    write(world, "v", 0, of(2) * 3)
+    red = call(world, lambda answer: world.engine.groups.create("red", GroupLimits(), answer))
+    call(world, lambda answer: world.engine.change_volume("v", answer, VolumeSettings(group=red)))
+    assert (world.engine.find("v@s").group, red.mapped_blocks) == (red, 7)
+    check_accounts(world)
+    made = clone(world, "v@s", "c")
+    call(
+        world,
+        lambda answer: world.engine.change_volume(
+            "c", answer, VolumeSettings(group=world.engine.groups.find("default"))
+        ),
+    )
+    promote(world, "c")
+    assert world.engine.find("c@s").group is made.group is not red
+    assert red.mapped_blocks == 4
+    check_accounts(world)
+
+
+def test_many_snapshots_and_their_volume_go_together(world: HoldingWorld) -> None:
+    create(world, "v", SIZE)
+    used = world.engine.space.live.sum()
+    taken = [world.wait_for(partial(world.engine.snapshots.take, [("v", f"s{number}")])) for number in range(300)]
+    world.settle(lambda: all(taken))
+    write(world, "v", 0, of(1))
+    remove(world, "v", snapshots=True)
+    world.settle(lambda: not world.engine.volumes.by_id)
+    assert world.engine.by_name == {}
+    check_accounts(world)
+    call(world, lambda answer: world.engine.create_volume("v", SIZE, answer))
+    world.settle()
+    assert world.engine.space.live.sum() <= used

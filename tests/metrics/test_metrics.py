@@ -13,7 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from holdfast.control.api import CreateVolume
+from holdfast.control.api import CloneVolume, CreateVolume, TakeSnapshots
 from holdfast.control.client import ControlClient
 from holdfast.nbd.protocol import CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE
 from holdfast.server import METRICS_CONNECTIONS_MAX
@@ -128,6 +128,29 @@ def test_the_metrics_say_what_the_status_says(server: Server) -> None:
     assert metrics["volume_connections", "disk0"] == 1
     assert ("volume_quota_bytes", "disk0") not in metrics
     assert metrics["uptime_seconds"] >= status.uptime_s
+    connection.close()
+
+
+def test_snapshots_are_sums_of_their_volume(server: Server) -> None:
+    connection = Connection(server.pool, "disk0")
+    with ControlClient(server.pool / "control.sock") as client:
+        for label in "abc":
+            assert write(connection, 0, MIB) == 0
+            client.take_snapshots(TakeSnapshots(names=[f"disk0@{label}"]))
+        assert write(connection, 0, MIB) == 0
+        # What a clone was made from stays, without a name.
+        client.clone_volume("disk0@b", CloneVolume(name="clone"))
+        client.remove_volume("disk0@b")
+        status, volume = client.status(), client.volume("disk0")
+    metrics = scrape(server)
+    assert metrics["volumes"] == metrics["volumes_listed"] == status.volumes == 2
+    assert metrics["volumes_size_bytes"] == 2 * GIB
+    assert metrics["snapshots"] == metrics["volume_snapshots", "disk0"] == status.snapshots == volume.snapshots == 2
+    assert metrics["volume_snapshots_mapped_bytes", "disk0"] == volume.snapshots_bytes == 2 * MIB
+    assert metrics["removed_nodes"] == status.removed == 1
+    assert metrics["removed_mapped_bytes"] == status.removed_bytes == MIB
+    assert ("volume_snapshots", "clone") not in metrics
+    assert not any("@" in label for _name, *labels in metrics.samples for label in labels)
     connection.close()
 
 
@@ -279,5 +302,6 @@ def test_the_page_names_labels_and_alerts_that_exist(server: Server) -> None:
             "holdfast_space_full_in_seconds",
         "holdfast_group_space_limit_bytes", "holdfast_group_memory_minimum_bytes",
         "holdfast_group_dirty_watermark_bytes", "holdfast_group_memory_limit_bytes",
+        "holdfast_volume_snapshots", "holdfast_volume_snapshots_mapped_bytes",
     }  # fmt: skip
     assert set(re.findall(r"holdfast_\w+", text)) <= exported

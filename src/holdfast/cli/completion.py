@@ -9,6 +9,9 @@ from holdfast.cli.command import ManualCommand
 
 _COMPLETE_VARIABLE = "_HOLDFAST_COMPLETE"
 
+# bash ends a word at an @ unless told otherwise, and would hand us half of POOL/VOLUME@SNAPSHOT.
+_AT_IN_WORDS = "COMP_WORDBREAKS=${COMP_WORDBREAKS//@/}\n"
+
 
 @click.command(
     name="completion",
@@ -24,10 +27,12 @@ _COMPLETE_VARIABLE = "_HOLDFAST_COMPLETE"
 def command(ctx: click.Context, shell: str) -> None:
     """Print the completion script for SHELL.
 
-    Commands, options, files and pools are completed, and the names of the volumes of a pool that is being served.
+    Commands, options, files and pools are completed, and the names of the volumes and snapshots of a pool that is
+    being served.
     """
     completion_class = get_completion_class(shell)
     assert completion_class is not None
     completion = completion_class(ctx.find_root().command, {}, "holdfast", _COMPLETE_VARIABLE)
     # `source()` of bash runs bash to look at its version; the script itself needs nothing of this host.
-    click.echo(completion.source_template % completion.source_vars())
+    script = completion.source_template % completion.source_vars()
+    click.echo(_AT_IN_WORDS + script if shell == "bash" else script)

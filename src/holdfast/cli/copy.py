@@ -24,8 +24,9 @@ from msgspec import Struct
 from holdfast.cli.command import EXIT_NO, CommandError, ManualCommand, print_error
 from holdfast.cli.locate import PLACE, PoolPath, is_pool
 from holdfast.cli.output import print_json
-from holdfast.control.api import CreateVolume, VolumeInfo, validate_volume_name
+from holdfast.control.api import CreateVolume, VolumeInfo
 from holdfast.control.client import ControlClient
+from holdfast.control.names import validate_volume_name
 from holdfast.errors import NotFoundError, RequestError
 from holdfast.units import GIB, format_size
 

@@ -17,9 +17,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from holdfast.cli.command import CommandError
-from holdfast.control.api import OfflineService, validate_volume_name, validate_volume_size
+from holdfast.control.api import OfflineService, validate_volume_size
 from holdfast.control.client import CONTROL_SOCKET_NAME, ControlClient
 from holdfast.control.group_api import validate_group_name
+from holdfast.control.names import validate_name, validate_snapshot_name, validate_volume_name
 from holdfast.errors import HoldfastError, PoolBusyError, RequestError
 from holdfast.units import format_size, parse_size
 
@@ -167,6 +168,40 @@ class PoolPathType(click.ParamType[PoolPath]):
         return complete_pool_path(incomplete)
 
 
+class VolumeOrSnapshotType(PoolPathType):
+    """POOL/NAME, where NAME is a volume or VOLUME@SNAPSHOT."""
+
+    def validate_name(self, name: str) -> str:
+        return validate_name(name)
+
+    def complete(self, incomplete: str) -> list[CompletionItem]:
+        if "@" in incomplete.rpartition("/")[2]:
+            return complete_snapshot_path(incomplete)
+        return complete_pool_path(incomplete)
+
+
+class SnapshotType(PoolPathType):
+    """POOL/VOLUME@SNAPSHOT: one that exists, or, where one is made, a new one."""
+
+    what = "snapshot"
+
+    def __init__(self, *, exists: bool) -> None:
+        super().__init__(wants_name=True)
+        self.exists = exists
+        self.name = "pool/volume@snapshot"
+
+    def validate_name(self, name: str) -> str:
+        return validate_snapshot_name(name)
+
+    def complete(self, incomplete: str) -> list[CompletionItem]:
+        if "@" in incomplete.rpartition("/")[2]:
+            return complete_snapshot_path(incomplete) if self.exists else []
+        volumes = complete_pool_path(incomplete)
+        if self.exists and len(volumes) == 1:
+            return complete_snapshot_path(volumes[0].value + "@")
+        return [CompletionItem(f"{volume.value}@", help=volume.help) for volume in volumes]
+
+
 class GroupPathType(PoolPathType):
     """POOL/NAME, where NAME is a group."""
 
@@ -197,6 +232,17 @@ def complete_pool_path(incomplete: str) -> list[CompletionItem]:
         CompletionItem(f"{pool}/{volume.name}", help=format_size(volume.size_bytes))
         for volume in volumes
         if volume.name.startswith(begin)
+    ]
+
+
+def complete_snapshot_path(incomplete: str) -> list[CompletionItem]:
+    """The snapshots that `POOL/VOLUME@begi` may become, of a served pool."""
+    pool, _slash, begin = incomplete.rpartition("/")
+    volume = begin.partition("@")[0]
+    return [
+        CompletionItem(f"{pool}/{snapshot.name}", help=snapshot.created)
+        for snapshot in _ask_to_complete(pool, lambda client: client.snapshots(volume))
+        if snapshot.name.startswith(begin)
     ]
 
 
@@ -234,7 +280,10 @@ SIZE = SizeType()
 VOLUME_SIZE = VolumeSizeType()
 NAMED_SIZE = NamedSizeType()
 POOL = PoolPathType(wants_name=False)
-POOL_OR_VOLUME = PoolPathType(wants_name=None)
+POOL_OR_VOLUME_OR_SNAPSHOT = VolumeOrSnapshotType(wants_name=None)
 VOLUME = PoolPathType(wants_name=True)
+VOLUME_OR_SNAPSHOT = VolumeOrSnapshotType(wants_name=True)
+SNAPSHOT = SnapshotType(exists=True)
+NEW_SNAPSHOT = SnapshotType(exists=False)
 GROUP = GroupPathType(wants_name=True)
 PLACE = PlaceType()

@@ -9,7 +9,7 @@ from typing import Literal
 import click
 import msgspec
 
-from holdfast.control.api import MustSucceedInfo
+from holdfast.control.api import MustSucceedInfo, VolumeInfo
 from holdfast.units import format_size
 
 # A name may have 255 characters; a few such would leave no room for the other columns.
@@ -24,6 +24,15 @@ def shorten(name: str) -> str:
 def format_used(used_bytes: int, limit_bytes: int) -> str:
     """An amount, and of how much, where there is a limit."""
     return f"{format_size(used_bytes)} of {format_size(limit_bytes)}" if limit_bytes else format_size(used_bytes)
+
+
+def count_snapshots(count: int) -> str:
+    return "1 snapshot" if count == 1 else f"{count} snapshots"
+
+
+def format_snapshots(volume: VolumeInfo) -> str:
+    """How many snapshots a volume has, and what they keep beyond what newer ones and the volume have."""
+    return f"{volume.snapshots} ({format_size(volume.snapshots_bytes)})" if volume.snapshots else "-"
 
 
 def format_held_back(caller: MustSucceedInfo) -> str:

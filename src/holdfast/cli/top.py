@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from holdfast.cli.command import CommandError, ManualCommand
 from holdfast.cli.locate import POOL, PoolPath, is_pool
-from holdfast.cli.output import format_columns, format_held_back, format_used, print_json, shorten
+from holdfast.cli.output import format_columns, format_held_back, format_snapshots, format_used, print_json, shorten
 from holdfast.control.api import CleanerInfo, MemoryUse, PoolStatus, Statistics, VolumeInfo, WaitInfo, WaitList
 from holdfast.control.client import ControlClient
 from holdfast.control.group_api import GroupInfo
@@ -174,24 +174,26 @@ def pool_screen(look: Snapshot, rate: dict[str, float]) -> Screen:
         ("space", f"{format_size(pool.used_bytes)} used of {format_size(pool.usable_bytes)} usable; segments: {free}"),
         ("cleaner", _cleaner(pool.cleaner)),
         ("fill", "; ".join(map(_fill, _worth_showing(pool.fill))) or "-"),
+        *([("removed", held_by_removed(pool))] if pool.removed else []),
         ("reserve", _reserve(memory)),
         ("rates", ", ".join(shown) or "-"),
     ]
     volumes = Table(
-        ("NAME", "SIZE", "MAPPED", "QUOTA", "CLIENTS", "DAMAGED", "FAILURES"),
+        ("NAME", "SIZE", "MAPPED", "QUOTA", "SNAPSHOTS", "CLIENTS", "DAMAGED", "FAILURES"),
         [
             (
                 shorten(volume.name),
                 format_size(volume.size_bytes),
                 format_size(volume.mapped_bytes),
                 format_size(volume.quota_bytes) if volume.quota_bytes else "-",
+                format_snapshots(volume),
                 str(volume.connections),
                 str(len(volume.damaged)),
                 str(volume.write_back_failures),
             )
             for volume in look.volumes
         ],
-        frozenset({"SIZE", "MAPPED", "QUOTA", "CLIENTS", "DAMAGED", "FAILURES"}),
+        frozenset({"SIZE", "MAPPED", "QUOTA", "SNAPSHOTS", "CLIENTS", "DAMAGED", "FAILURES"}),
     )
     groups = Table(
         ("GROUP", "VOLUMES", "MAPPED", "DIRTY", "MEMORY", "THROTTLED", "REFUSED"),
@@ -210,6 +212,11 @@ def pool_screen(look: Snapshot, rate: dict[str, float]) -> Screen:
         frozenset({"VOLUMES", "MAPPED", "DIRTY", "MEMORY", "THROTTLED", "REFUSED"}),
     )
     return Screen(lines, [table for table in (groups, volumes) if table.rows])
+
+
+def held_by_removed(pool: PoolStatus) -> str:
+    """What is not free yet although somebody removed it."""
+    return f"{format_size(pool.removed_bytes)} held by {pool.removed} removed snapshots and volumes"
 
 
 def _cleaner(cleaner: CleanerInfo) -> str:

@@ -1,4 +1,7 @@
-"""`holdfast volume create|list|show|resize|remove`, on a served pool and on an idle one alike."""
+"""`holdfast volume create|list|show|set|resize|remove`, on a served pool and on an idle one alike.
+
+What makes snapshots and clones is in `cli/snapshot.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,19 @@ from errno import errorcode
 
 import click
 
+from holdfast.cli import snapshot
 from holdfast.cli.command import CommandError, LazyGroup, ManualCommand
 from holdfast.cli.locate import (
     POOL,
-    POOL_OR_VOLUME,
+    POOL_OR_VOLUME_OR_SNAPSHOT,
     VOLUME,
+    VOLUME_OR_SNAPSHOT,
     VOLUME_SIZE,
     PoolPath,
     open_pool,
 )
-from holdfast.cli.output import print_json, print_table, shorten
-from holdfast.cli.volume_options import GROUP, ON_ERROR, ON_FULL, QUOTA
+from holdfast.cli.output import count_snapshots, format_snapshots, print_json, print_table, shorten
+from holdfast.cli.volume_options import GROUP, JSON, ON_ERROR, ON_FULL, QUOTA
 from holdfast.control.api import (
     ChangeVolume,
     CreateVolume,
@@ -29,15 +34,13 @@ from holdfast.control.api import (
 from holdfast.control.space_api import ResizeVolume
 from holdfast.units import format_size
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-
 
 @click.group(name="volume", cls=LazyGroup)
 def command() -> None:
-    """Create, list, show, change, resize and remove the volumes of a pool.
+    """Create, list, show, change, resize and remove the volumes of a pool, and their snapshots.
 
-    POOL is the directory of the pool and POOL/NAME a volume of it.  The pool may be served or idle; an idle one is
-    opened for the moment.
+    POOL is the directory of the pool, POOL/NAME a volume of it and POOL/NAME@SNAPSHOT a snapshot of that.  The pool
+    may be served or idle; an idle one is opened for the moment.
     """
 
 
@@ -56,7 +59,7 @@ def command() -> None:
 @ON_FULL
 @ON_ERROR
 @GROUP
-@_JSON
+@JSON
 def create(
     volume: PoolPath,
     size: int,
@@ -97,15 +100,17 @@ def create(
         ("Let it use 20 GiB of the pool", "holdfast volume set ./pool/disk1 --quota 20G"),
         ("Let it use what there is", "holdfast volume set ./pool/disk1 --quota none"),
         ("Give whoever looks after the pool a minute", "holdfast volume set ./pool/disk1 --on-full wait:60"),
+        ("Keep a snapshot from being removed", "holdfast volume set ./pool/disk1@golden --protect"),
     ],
 )
-@click.argument("volume", type=VOLUME, metavar="POOL/NAME")
+@click.argument("volume", type=VOLUME_OR_SNAPSHOT, metavar="POOL/NAME[@SNAPSHOT]")
 @QUOTA
 @ON_FULL
 @ON_ERROR
 @GROUP
 @click.option("--writable", is_flag=True, help="Take writes again: what made it read-only is mended.")
-@_JSON
+@click.option("--protect/--unprotect", default=None, help="Refuse to remove it, or no longer.")
+@JSON
 def set_(
     volume: PoolPath,
     quota: int | None,
@@ -113,9 +118,10 @@ def set_(
     on_error: OnError | None,
     group: str | None,
     writable: bool,
+    protect: bool | None,
     as_json: bool,
 ) -> None:
-    """Change the volume NAME of POOL, also while it is used.
+    """Change the volume NAME of POOL, also while it is used; of a SNAPSHOT, whether it may be removed.
 
     A quota smaller than what is written takes nothing away: until enough is trimmed, writes to blocks that were never
     written are answered ENOSPC, and all others go on.
@@ -128,17 +134,22 @@ def set_(
         on_error=on_error,
         group=group,
         writable=writable,
+        protected=protect,
     )
     if change == ChangeVolume():
-        raise CommandError("nothing to change; give --quota, --on-full, --on-error, --group or --writable")
+        raise CommandError(
+            "nothing to change; give --quota, --on-full, --on-error, --group, --writable, --protect or --unprotect"
+        )
     with open_pool(volume.pool) as service:
         info = service.change_volume(volume.name, change)
     if as_json:
         print_json(info)
+    elif info.kind == "snapshot":
+        click.echo(f"{volume}: " + ("protected" if info.protected else "not protected"))
     else:
         click.echo(
             f"{volume}: {format_size(info.mapped_bytes)} used of {_quota(info)}; when full: {_on_full(info)}; "
-            f"when write-back fails: {_on_error(info)}; group {info.group}"
+            f"when write-back fails: {_on_error(info)}; group {info.group}" + ("; protected" if info.protected else "")
         )
 
 
@@ -154,7 +165,7 @@ def set_(
 @click.argument("volume", type=VOLUME, metavar="POOL/NAME")
 @click.argument("size", type=VOLUME_SIZE)
 @click.option("--force", is_flag=True, help="Make it smaller. What lies behind the new end is gone for good.")
-@_JSON
+@JSON
 def resize(volume: PoolPath, size: int, force: bool, as_json: bool) -> None:
     """Give the volume NAME of POOL another SIZE.
 
@@ -185,9 +196,9 @@ def resize(volume: PoolPath, size: int, force: bool, as_json: bool) -> None:
         ("Say that you know", "holdfast volume acknowledge-loss ./pool/disk1 1"),
     ],
 )
-@click.argument("volume", type=VOLUME, metavar="POOL/NAME")
+@click.argument("volume", type=VOLUME_OR_SNAPSHOT, metavar="POOL/NAME[@SNAPSHOT]")
 @click.argument("loss", type=click.IntRange(1, 65535))
-@_JSON
+@JSON
 def acknowledge_loss(volume: PoolPath, loss: int, as_json: bool) -> None:
     """Say that you know of the LOSS of the volume NAME of POOL, by its number.
 
@@ -208,52 +219,86 @@ def acknowledge_loss(volume: PoolPath, loss: int, as_json: bool) -> None:
     cls=ManualCommand,
     examples=[
         ("All volumes", "holdfast volume list ./pool"),
+        ("With their snapshots", "holdfast volume list ./pool --snapshots"),
         ("Their names only", "holdfast volume list ./pool --json | jq -r .volumes[].name"),
     ],
 )
 @click.argument("pool", type=POOL)
-@_JSON
-def list_(pool: PoolPath, as_json: bool) -> None:
+@click.option("--snapshots", "-s", is_flag=True, help="List the snapshots of each volume below it, the oldest first.")
+@JSON
+def list_(pool: PoolPath, snapshots: bool, as_json: bool) -> None:
     """List the volumes of POOL.
 
-    MAPPED is what is written and not trimmed; CLIENTS are the NBD connections now.  Names over 40 characters are
+    MAPPED is what is written and not trimmed, of a snapshot what it keeps that nothing newer has; SNAPSHOTS are how
+    many there are, and what they keep together; CLIENTS are the NBD connections now.  Names over 40 characters are
     shortened; --json has them whole.
     """
     with open_pool(pool.pool) as service:
         volumes = service.volumes()
+        if snapshots:
+            volumes = _with_snapshots(volumes, service.snapshots())
     if as_json:
         print_json(VolumeList(volumes=volumes))
         return
     if not volumes:
         click.echo(f"{pool} has no volumes; create one with: holdfast volume create {pool}/disk0 10G", err=True)
         return
-    print_table(
-        ("NAME", "SIZE", "MAPPED", "CLIENTS", "STATE", "URI"),
-        [
+    if snapshots:
+        titles: tuple[str, ...] = ("NAME", "SIZE", "MAPPED", "CLIENTS", "STATE", "CREATED", "ORIGIN")
+        rows = [
+            (
+                ("  " if volume.kind == "snapshot" else "") + shorten(volume.name),
+                *_columns(volume),
+                volume.created or "-",
+                shorten(volume.origin) or "-",
+            )
+            for volume in volumes
+        ]
+    else:
+        titles = ("NAME", "SIZE", "MAPPED", "CLIENTS", "STATE", "SNAPSHOTS", "URI")
+        rows = [
             (
                 shorten(volume.name),
-                format_size(volume.size_bytes),
-                format_size(volume.mapped_bytes),
-                str(volume.connections),
-                _state(volume),
+                *_columns(volume),
+                format_snapshots(volume),
                 volume.uris[0] if volume.uris else "-",
             )
             for volume in volumes
-        ],
-        right=frozenset({"SIZE", "MAPPED", "CLIENTS"}),
-        styles={"damaged": "bold red", "ok": "green"},
+        ]
+    styles = {"damaged": "bold red", "ok": "green"}
+    print_table(titles, rows, right=frozenset({"SIZE", "MAPPED", "CLIENTS", "SNAPSHOTS"}), styles=styles)
+
+
+def _columns(volume: VolumeInfo) -> tuple[str, str, str, str]:
+    return (
+        format_size(volume.size_bytes),
+        format_size(volume.mapped_bytes),
+        str(volume.connections),
+        _state(volume),
     )
+
+
+def _with_snapshots(volumes: list[VolumeInfo], snapshots: list[VolumeInfo]) -> list[VolumeInfo]:
+    """Each volume, followed by its snapshots. One that has come or gone between the two questions is left out."""
+    of_volume: dict[str, list[VolumeInfo]] = {}
+    for each in snapshots:
+        of_volume.setdefault(each.name.partition("@")[0], []).append(each)
+    return [each for volume in volumes for each in (volume, *of_volume.get(volume.name, ()))]
 
 
 @command.command(
     cls=ManualCommand,
     exit_codes={1: "there is no such volume"},
-    examples=[("One volume", "holdfast volume show ./pool/disk0"), ("The only one", "holdfast volume show ./pool")],
+    examples=[
+        ("One volume", "holdfast volume show ./pool/disk0"),
+        ("The only one", "holdfast volume show ./pool"),
+        ("A snapshot", "holdfast volume show ./pool/disk0@monday"),
+    ],
 )
-@click.argument("volume", type=POOL_OR_VOLUME, metavar="POOL[/NAME]")
-@_JSON
+@click.argument("volume", type=POOL_OR_VOLUME_OR_SNAPSHOT, metavar="POOL[/NAME[@SNAPSHOT]]")
+@JSON
 def show(volume: PoolPath, as_json: bool) -> None:
-    """Show one volume, with the ranges of it that are damaged.
+    """Show one volume or snapshot, with the ranges of it that are damaged.
 
     NAME may be left out where the pool has only one volume.
     """
@@ -266,10 +311,9 @@ def show(volume: PoolPath, as_json: bool) -> None:
         ("name", info.name),
         ("size", f"{format_size(info.size_bytes)} ({info.size_bytes} bytes)"),
         ("mapped", f"{format_size(info.mapped_bytes)} ({info.mapped_bytes} bytes)"),
-        ("quota", _quota(info)),
-        ("on full", _on_full(info)),
-        ("on error", _on_error(info)),
+        *_settings(info),
         ("group", info.group),
+        *([("origin", info.origin)] if info.origin else []),
         ("created", info.created or "-"),
         ("clients", str(info.connections)),
         *(("uri", uri) for uri in info.uris),
@@ -282,29 +326,64 @@ def show(volume: PoolPath, as_json: bool) -> None:
 
 @command.command(
     cls=ManualCommand,
-    exit_codes={1: "the pool refused: no such volume, or clients use it"},
+    exit_codes={1: "the pool refused: no such volume, clients use it, it has snapshots, or is protected"},
     examples=[
         ("Ask first", "holdfast volume remove ./pool/disk1"),
         ("From a script, whether clients use it or not", "holdfast volume remove ./pool/disk1 --yes --force"),
+        ("A snapshot", "holdfast volume remove ./pool/disk1@monday"),
+        ("A volume with all its snapshots", "holdfast volume remove ./pool/disk1 --snapshots"),
     ],
 )
-@click.argument("volume", type=VOLUME, metavar="POOL/NAME")
+@click.argument("volume", type=VOLUME_OR_SNAPSHOT, metavar="POOL/NAME[@SNAPSHOT]")
+@click.option("--snapshots", is_flag=True, help="Remove its snapshots as well. Without this, a volume with some stays.")
 @click.option("--force", is_flag=True, help="Remove it although clients are connected; they are cut off.")
 @click.option("--yes", is_flag=True, help="Do not ask. Nothing is asked where standard input is no terminal.")
-def remove(volume: PoolPath, force: bool, yes: bool) -> None:
-    """Remove the volume NAME of POOL with all its data.  There is no way back."""
+@JSON
+def remove(volume: PoolPath, snapshots: bool, force: bool, yes: bool, as_json: bool) -> None:
+    """Remove the volume NAME of POOL with all its data, or one SNAPSHOT of it.  There is no way back.
+
+    Snapshots can be removed in any order, and clones stay what they are.  The space comes free in the background; what
+    clones still need of a removed snapshot when they are gone.
+    """
     assert volume.name is not None
     if not yes and sys.stdin.isatty():
-        click.confirm(f"remove {volume} with all its data?", abort=True, err=True)
+        what = " and all its snapshots" if snapshots else "" if "@" in volume.name else " with all its data"
+        click.confirm(f"remove {volume}{what}?", abort=True, err=True)
     with open_pool(volume.pool) as service:
-        service.remove_volume(volume.name, force=force)
-    click.echo(f"removed {volume}")
+        removed = service.remove_volume(volume.name, force=force, snapshots=snapshots)
+    if as_json:
+        print_json(removed)
+    else:
+        click.echo(f"removed {volume}" + (f" and {count_snapshots(removed.snapshots)}" if removed.snapshots else ""))
+
+
+for _name, _command in snapshot.COMMANDS.items():
+    command.add_command(_command, _name)
+
+
+def _settings(info: VolumeInfo) -> list[tuple[str, str]]:
+    """What only volumes have. Nobody writes to a snapshot."""
+    if info.kind == "snapshot":
+        return []
+    return [
+        ("quota", _quota(info)),
+        ("on full", _on_full(info)),
+        ("on error", _on_error(info)),
+        *([("has", _snapshots(info))] if info.snapshots else []),
+    ]
 
 
 def _only_volume(where: PoolPath, volumes: list[VolumeInfo]) -> VolumeInfo:
     if len(volumes) != 1:
         raise CommandError(f"{where}: the pool has {len(volumes)} volumes; name one as {where}/NAME")
     return volumes[0]
+
+
+def _snapshots(volume: VolumeInfo) -> str:
+    kept = "keeps" if volume.snapshots == 1 else "keep"
+    return (
+        f"{count_snapshots(volume.snapshots)}, which {kept} {format_size(volume.snapshots_bytes)} that it has replaced"
+    )
 
 
 def _quota(volume: VolumeInfo) -> str:
@@ -336,4 +415,6 @@ def _state(volume: VolumeInfo) -> str:
         states.append("read-only")
     if volume.damaged:
         states.append("damaged")
+    if volume.protected:
+        states.append("protected")
     return ", ".join(states) or "ok"

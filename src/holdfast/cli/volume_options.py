@@ -79,4 +79,5 @@ class GroupNameType(click.ParamType[str]):
         return [CompletionItem(name) for name in complete_groups(pool, incomplete)]
 
 
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 GROUP = click.option("--group", type=GroupNameType(), metavar="NAME", help="The group that it is in. Default: default.")

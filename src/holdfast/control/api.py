@@ -14,7 +14,6 @@ cannot drift apart.
 from __future__ import annotations
 
 import errno as errno_codes
-import re
 from collections.abc import Callable
 from typing import Literal, Protocol, TypeAlias
 
@@ -37,28 +36,9 @@ from holdfast.errors import (
 )
 from holdfast.units import BLOCK_SIZE_BYTES, VOLUME_SIZE_BYTES_MAX, format_size
 
-VOLUME_NAME_LENGTH_MAX = 255
 WAIT_S_MAX = 24 * 3600
 WAITS_MAX = 1000  # in one answer; clients can make ten thousands
-
-# The names travel in NBD export names, URLs, command lines and file names.  Letters, digits and these three signs need
-# no quoting in any of them; a leading dot would hide, a leading dash would read as an option.
-_VOLUME_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-
-
-def validate_volume_name(name: str) -> str:
-    """Return `name` if a volume may be called so; raise RequestError otherwise."""
-    if not name:
-        raise RequestError("the volume name is empty; give it a name such as disk0")
-    if len(name) > VOLUME_NAME_LENGTH_MAX:
-        raise RequestError(
-            f"the volume name {name[:32]!r}... has {len(name)} characters; at most {VOLUME_NAME_LENGTH_MAX} are allowed"
-        )
-    if _VOLUME_NAME_PATTERN.fullmatch(name) is None:
-        raise RequestError(
-            f"{name!r} is not a volume name; use letters, digits, dot, underscore and dash, with no leading dot or dash"
-        )
-    return name
+SNAPSHOTS_LISTED_MAX = 1000  # in one answer; there can be ten thousands
 
 
 def validate_volume_size(size_bytes: int) -> int:
@@ -90,6 +70,7 @@ def validate_wait(seconds: int) -> int:
 
 OnFull: TypeAlias = Literal["error", "read-only"]
 OnError: TypeAlias = Literal["retry", "read-only"]
+VolumeKind: TypeAlias = Literal["volume", "snapshot"]
 
 
 class CreateVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -102,8 +83,26 @@ class CreateVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     group: str | None = None
 
 
+class CloneVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A volume with the content of a snapshot. What is left out is as for a new volume, but the group is the
+    snapshot's."""
+
+    name: str
+    quota_bytes: int = 0
+    on_full_wait_s: int = 0
+    on_full: OnFull | None = None
+    on_error: OnError | None = None
+    group: str | None = None
+
+
+class TakeSnapshots(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of several volumes at one moment, each as VOLUME@SNAPSHOT."""
+
+    names: list[str]
+
+
 class ChangeVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What is left out stays as it is."""
+    """What is left out stays as it is. Of a snapshot only `protected` can be changed."""
 
     quota_bytes: int | None = None
     on_full_wait_s: int | None = None
@@ -111,6 +110,7 @@ class ChangeVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     on_error: OnError | None = None
     group: str | None = None
     writable: bool = False  # it takes writes again: what made it read-only is mended
+    protected: bool | None = None  # it cannot be removed
 
 
 class AcknowledgeLoss(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -129,10 +129,12 @@ class DamagedRange(Struct, frozen=True, kw_only=True):
 
 
 class VolumeInfo(Struct, frozen=True, kw_only=True):
-    name: str
+    """A volume or a snapshot."""
+
+    name: str  # of a snapshot: VOLUME@SNAPSHOT
     id: int
     size_bytes: int
-    mapped_bytes: int = 0  # live data blocks times 4096
+    mapped_bytes: int = 0  # data blocks in its own map times 4096; of a snapshot: what it keeps that no newer one has
     quota_bytes: int = 0  # how much of it may be mapped; 0: as much as there is
     on_full_wait_s: int = 0  # how long a write waits for space before it is answered ENOSPC
     uris: list[str] = field(default_factory=list)  # NBD URIs; none while the pool is idle
@@ -147,14 +149,28 @@ class VolumeInfo(Struct, frozen=True, kw_only=True):
     group: str = "default"
     loss_epoch: int = 0  # how often accepted data was found to be lost for good
     loss_open: bool = False  # FLUSH fails until that is acknowledged
+    kind: VolumeKind = "volume"
+    origin: str = ""  # of a clone: the snapshot that it was made from, if there still is one
+    protected: bool = False  # it cannot be removed
+    snapshots: int = 0  # of a volume: how many it has
+    snapshots_bytes: int = 0  # ... and `mapped_bytes` of all of them
 
 
 class VolumeList(Struct, frozen=True, kw_only=True):
     volumes: list[VolumeInfo]
 
 
+class SnapshotList(Struct, frozen=True, kw_only=True):
+    """At most `SNAPSHOTS_LISTED_MAX`, in the order of their ids. `next`: what to give as `after` to get those that
+    follow; 0: these are all."""
+
+    snapshots: list[VolumeInfo]
+    next: int = 0
+
+
 class VolumeRemoved(Struct, frozen=True, kw_only=True):
     removed: str
+    snapshots: int = 0  # how many went with it
 
 
 class Stopping(Struct, frozen=True, kw_only=True):
@@ -234,6 +250,9 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     uptime_s: float = 0.0
     connections: int = 0
     volumes: int = 0
+    snapshots: int = 0
+    removed: int = 0  # volumes and snapshots that are removed and still there: on their way out, or needed by clones
+    removed_bytes: int = 0  # data blocks that only these hold, times 4096
     listening: list[str] = field(default_factory=list)
     fill: list[FillInfo] = field(default_factory=list)  # of all that can become full, the pool first; none while idle
 
@@ -260,7 +279,7 @@ class WaitList(Struct, frozen=True, kw_only=True):
 
 
 Statistics: TypeAlias = dict[str, int | float]
-Answer: TypeAlias = VolumeInfo | VolumeRemoved | VolumeResized | GroupInfo | GroupRemoved | PoolStatus
+Answer: TypeAlias = VolumeInfo | VolumeList | VolumeRemoved | VolumeResized | GroupInfo | GroupRemoved | PoolStatus
 
 
 # --- Errors on the wire -----------------------------------------------------------------------------------------------
@@ -336,8 +355,12 @@ class Service(Protocol):
 
     def volumes(self) -> list[VolumeInfo]: ...
 
+    def snapshots(self, *, of: str = "", after: int = 0) -> SnapshotList:
+        """Those of one volume, or all, with ids above `after`. Raises NotFoundError."""
+        ...
+
     def volume(self, name: str) -> VolumeInfo:
-        """Raises NotFoundError."""
+        """Of a snapshot as well. Raises NotFoundError."""
         ...
 
     def create_volume(self, wanted: CreateVolume, reply: Reply) -> None:
@@ -348,8 +371,23 @@ class Service(Protocol):
         """Replies with the VolumeInfo once that is durable; it holds from the call on."""
         ...
 
-    def remove_volume(self, name: str, reply: Reply, *, force: bool = False) -> None:
-        """Replies with VolumeRemoved. Without `force` a volume with connections is refused with RequestError."""
+    def remove_volume(self, name: str, reply: Reply, *, force: bool = False, snapshots: bool = False) -> None:
+        """Replies with VolumeRemoved. Without `force` a volume with connections is refused with RequestError, without
+        `snapshots` one that has some."""
+        ...
+
+    def take_snapshots(self, wanted: TakeSnapshots, reply: Reply) -> None:
+        """Replies with the VolumeList of the snapshots, all of the moment of the call, once they are durable."""
+        ...
+
+    def clone_volume(self, source: str, wanted: CloneVolume, reply: Reply) -> None:
+        """Replies with the VolumeInfo of the clone of a snapshot, or of a volume at this moment."""
+        ...
+
+    def promote_volume(self, name: str, reply: Reply) -> None: ...
+
+    def roll_back_volume(self, snapshot: str, reply: Reply) -> None:
+        """Replies with the VolumeInfo of the volume, which is what its snapshot was."""
         ...
 
     def resize_volume(self, name: str, wanted: ResizeVolume, reply: Reply) -> None:
@@ -389,13 +427,23 @@ class OfflineService(Protocol):
 
     def volumes(self) -> list[VolumeInfo]: ...
 
+    def snapshots(self, of: str = "") -> list[VolumeInfo]: ...
+
     def volume(self, name: str) -> VolumeInfo: ...
 
     def create_volume(self, wanted: CreateVolume) -> VolumeInfo: ...
 
     def change_volume(self, name: str, change: ChangeVolume) -> VolumeInfo: ...
 
-    def remove_volume(self, name: str, *, force: bool = False) -> object: ...
+    def remove_volume(self, name: str, *, force: bool = False, snapshots: bool = False) -> VolumeRemoved: ...
+
+    def take_snapshots(self, wanted: TakeSnapshots) -> VolumeList: ...
+
+    def clone_volume(self, source: str, wanted: CloneVolume) -> VolumeInfo: ...
+
+    def promote_volume(self, name: str) -> VolumeInfo: ...
+
+    def roll_back_volume(self, snapshot: str) -> VolumeInfo: ...
 
     def resize_volume(self, name: str, wanted: ResizeVolume) -> VolumeResized: ...
 

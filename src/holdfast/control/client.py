@@ -22,11 +22,14 @@ import msgspec
 from holdfast.control.api import (
     AcknowledgeLoss,
     ChangeVolume,
+    CloneVolume,
     CreateVolume,
     ErrorAnswer,
     PoolStatus,
+    SnapshotList,
     Statistics,
     Stopping,
+    TakeSnapshots,
     VolumeInfo,
     VolumeList,
     VolumeRemoved,
@@ -124,6 +127,17 @@ class ControlClient:
     def volumes(self) -> list[VolumeInfo]:
         return self._ask("GET", "/v1/volumes", VolumeList).volumes
 
+    def snapshots(self, of: str = "") -> list[VolumeInfo]:
+        """All, or those of one volume, the oldest first; in as many requests as that takes."""
+        found: list[VolumeInfo] = []
+        after = 0
+        while True:
+            answer = self._ask("GET", f"/v1/snapshots?of={of}&after={after}", SnapshotList)
+            found += answer.snapshots
+            if not answer.next:
+                return found
+            after = answer.next
+
     def volume(self, name: str) -> VolumeInfo:
         return self._ask("GET", f"/v1/volumes/{name}", VolumeInfo)
 
@@ -133,8 +147,21 @@ class ControlClient:
     def change_volume(self, name: str, change: ChangeVolume) -> VolumeInfo:
         return self._ask("PATCH", f"/v1/volumes/{name}", VolumeInfo, change)
 
-    def remove_volume(self, name: str, *, force: bool = False) -> VolumeRemoved:
-        return self._ask("DELETE", f"/v1/volumes/{name}" + ("?force=true" if force else ""), VolumeRemoved)
+    def remove_volume(self, name: str, *, force: bool = False, snapshots: bool = False) -> VolumeRemoved:
+        chosen = [f"{what}=true" for what, is_wanted in (("force", force), ("snapshots", snapshots)) if is_wanted]
+        return self._ask("DELETE", "?".join([f"/v1/volumes/{name}", *filter(None, ["&".join(chosen)])]), VolumeRemoved)
+
+    def take_snapshots(self, wanted: TakeSnapshots) -> VolumeList:
+        return self._ask("POST", "/v1/snapshots", VolumeList, wanted)
+
+    def clone_volume(self, source: str, wanted: CloneVolume) -> VolumeInfo:
+        return self._ask("POST", f"/v1/volumes/{source}/clone", VolumeInfo, wanted)
+
+    def promote_volume(self, name: str) -> VolumeInfo:
+        return self._ask("POST", f"/v1/volumes/{name}/promote", VolumeInfo)
+
+    def roll_back_volume(self, snapshot: str) -> VolumeInfo:
+        return self._ask("POST", f"/v1/volumes/{snapshot}/roll-back", VolumeInfo)
 
     def resize_volume(self, name: str, wanted: ResizeVolume) -> VolumeResized:
         return self._ask("POST", f"/v1/volumes/{name}/resize", VolumeResized, wanted, timeout_s=LONG_TIMEOUT_S)

@@ -17,15 +17,22 @@ received, sends what `data_to_send` gives, and closes the socket when `closed` i
     POST   /v1/volumes                     CreateVolume -> VolumeInfo, 201
     GET    /v1/volumes/NAME                VolumeInfo
     PATCH  /v1/volumes/NAME                ChangeVolume -> VolumeInfo
-    DELETE /v1/volumes/NAME[?force=true]   VolumeRemoved
+    DELETE /v1/volumes/NAME[?force=true&snapshots=true]   VolumeRemoved
     POST   /v1/volumes/NAME/resize         ResizeVolume -> VolumeResized
     POST   /v1/volumes/NAME/acknowledge-loss   AcknowledgeLoss -> VolumeInfo
+    POST   /v1/volumes/NAME/clone          CloneVolume -> VolumeInfo, 201
+    POST   /v1/volumes/NAME/promote        VolumeInfo
+    POST   /v1/volumes/VOLUME@SNAPSHOT/roll-back   VolumeInfo
+    GET    /v1/snapshots[?of=NAME&after=ID]   SnapshotList
+    POST   /v1/snapshots                   TakeSnapshots -> VolumeList, 201
     GET    /v1/groups                      GroupList
     POST   /v1/groups                      CreateGroup -> GroupInfo, 201
     GET    /v1/groups/NAME                 GroupInfo
     PATCH  /v1/groups/NAME                 ChangeGroup -> GroupInfo
     DELETE /v1/groups/NAME                 GroupRemoved
     POST   /v1/shutdown                    Stopping, 202
+
+Where a volume is named, VOLUME@SNAPSHOT names a snapshot.
 
 1. One request at a time: while an answer is due nothing further is parsed, and `wants_data` is false so that the owner
    leaves the rest in the socket.
@@ -53,19 +60,21 @@ from holdfast.control.api import (
     AcknowledgeLoss,
     Answer,
     ChangeVolume,
+    CloneVolume,
     CreateVolume,
     ErrorAnswer,
     ErrorBody,
     Service,
     Stopping,
+    TakeSnapshots,
     VolumeList,
     describe_error,
     validate_quota,
-    validate_volume_name,
     validate_volume_size,
     validate_wait,
 )
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupList, validate_group
+from holdfast.control.names import validate_name, validate_snapshot_name, validate_volume_name
 from holdfast.control.space_api import ChangePool, ResizeVolume, validate_capacity
 from holdfast.errors import HoldfastError, RequestError
 
@@ -83,7 +92,12 @@ _G = TypeVar("_G", bound=ChangeGroup)
 _VOLUMES = "/v1/volumes"
 _VOLUME_PREFIX = _VOLUMES + "/"
 _ACKNOWLEDGE = "/acknowledge-loss"
+_CLONE = "/clone"
+_PROMOTE = "/promote"
 _RESIZE = "/resize"
+_ROLL_BACK = "/roll-back"
+_ACTIONS = (_ACKNOWLEDGE, _CLONE, _PROMOTE, _RESIZE, _ROLL_BACK)
+_SNAPSHOTS = "/v1/snapshots"
 _GROUPS = "/v1/groups"
 _GROUP_PREFIX = _GROUPS + "/"
 
@@ -95,6 +109,7 @@ _METHODS = {
     "/v1/waits": "GET",
     _VOLUMES: "GET, POST",
     _GROUPS: "GET, POST",
+    _SNAPSHOTS: "GET, POST",
     "/v1/shutdown": "POST",
 }
 
@@ -259,16 +274,14 @@ class ControlConnection:
                 service.change_group(path.removeprefix(_GROUP_PREFIX), change, self._reply_with(200))
             case "DELETE", _ if path.startswith(_GROUP_PREFIX):
                 service.remove_group(path.removeprefix(_GROUP_PREFIX), self._reply_with(200))
-            case "POST", _ if _is_action(path, _RESIZE):
-                wanted_size = self._decode(ResizeVolume, "a size for a volume")
-                validate_volume_size(wanted_size.size_bytes)
-                name = _volume_name(path.removesuffix(_RESIZE))
-                service.resize_volume(name, wanted_size, self._reply_with(200))
-            case "POST", _ if _is_action(path, _ACKNOWLEDGE):
-                wanted_epoch = self._decode(AcknowledgeLoss, "a loss to acknowledge").loss_epoch
-                name = _volume_name(path.removesuffix(_ACKNOWLEDGE))
-                service.acknowledge_loss(name, wanted_epoch, self._reply_with(200))
-            case _ if _is_action(path, _ACKNOWLEDGE) or _is_action(path, _RESIZE):
+            case "GET", _ if path == _SNAPSHOTS:
+                of, after = _which_snapshots(query)
+                self._respond(200, service.snapshots(of=of, after=after))
+            case "POST", _ if path == _SNAPSHOTS:
+                service.take_snapshots(self._decode_snapshots(), self._reply_with(201))
+            case "POST", _ if (action := _action(path)) is not None:
+                self._act(action, path.removesuffix(action))
+            case _ if _action(path) is not None:
                 self._refuse_route(method, path)
             case "POST", "/v1/shutdown":
                 service.shutdown()
@@ -278,13 +291,37 @@ class ControlConnection:
             case "PATCH", _ if path.startswith(_VOLUME_PREFIX):
                 service.change_volume(_volume_name(path), self._decode_change(), self._reply_with(200))
             case "DELETE", _ if path.startswith(_VOLUME_PREFIX):
-                service.remove_volume(_volume_name(path), self._reply_with(200), force=_is_set(query, "force"))
+                is_set = _flags(query, "force", "snapshots")
+                name, reply = _volume_name(path), self._reply_with(200)
+                service.remove_volume(name, reply, force=is_set["force"], snapshots=is_set["snapshots"])
             case _:
                 self._refuse_route(method, path)
 
+    def _act(self, action: str, path: str) -> None:
+        """Do what is asked of the volume at `path` by a POST to something below it."""
+        service = self._service
+        match action:
+            case "/acknowledge-loss":
+                wanted_epoch = self._decode(AcknowledgeLoss, "a loss to acknowledge").loss_epoch
+                service.acknowledge_loss(_volume_name(path), wanted_epoch, self._reply_with(200))
+            case "/clone":
+                service.clone_volume(_volume_name(path), self._decode_clone(), self._reply_with(201))
+            case "/promote":
+                self._expect_no_body()
+                service.promote_volume(_volume_name(path), self._reply_with(200))
+            case "/resize":
+                wanted_size = self._decode(ResizeVolume, "a size for a volume")
+                validate_volume_size(wanted_size.size_bytes)
+                service.resize_volume(_volume_name(path), wanted_size, self._reply_with(200))
+            case _:
+                assert action == _ROLL_BACK, action
+                self._expect_no_body()
+                snapshot = validate_snapshot_name(path.removeprefix(_VOLUME_PREFIX))
+                service.roll_back_volume(snapshot, self._reply_with(200))
+
     def _refuse_route(self, method: str, path: str) -> None:
         allowed = _METHODS.get(path)
-        if _is_action(path, _ACKNOWLEDGE) or _is_action(path, _RESIZE):
+        if _action(path) is not None:
             allowed = "POST"
         elif path.startswith((_VOLUME_PREFIX, _GROUP_PREFIX)):
             allowed = "GET, PATCH, DELETE"
@@ -301,6 +338,26 @@ class ControlConnection:
         validate_quota(wanted.quota_bytes)
         validate_wait(wanted.on_full_wait_s)
         return wanted
+
+    def _decode_clone(self) -> CloneVolume:
+        wanted = self._decode(CloneVolume, "a clone to make")
+        validate_volume_name(wanted.name)
+        validate_quota(wanted.quota_bytes)
+        validate_wait(wanted.on_full_wait_s)
+        return wanted
+
+    def _decode_snapshots(self) -> TakeSnapshots:
+        wanted = self._decode(TakeSnapshots, "snapshots to take")
+        if not wanted.names:
+            raise RequestError("no snapshot is named; give at least one as VOLUME@SNAPSHOT")
+        for name in wanted.names:
+            validate_snapshot_name(name)
+        return wanted
+
+    def _expect_no_body(self) -> None:
+        """What is asked takes no options: whoever sends some means something that would not be done."""
+        if bytes(self._body) not in (b"", b"{}"):
+            raise RequestError("this request takes no body")
 
     def _decode_change(self) -> ChangeVolume:
         change = self._decode(ChangeVolume, "a change of a volume")
@@ -403,24 +460,47 @@ def _error_answer(kind: str, message: str, errno: int) -> ErrorAnswer:
     return ErrorAnswer(error=ErrorBody(kind=kind, message=message, errno=errno))
 
 
-def _is_action(path: str, action: str) -> bool:
-    """True for something that is done to a volume; also where its name is empty or none: that is refused as a name."""
-    return path.startswith(_VOLUME_PREFIX) and path.endswith(action) and len(path) > len(_VOLUMES + action)
+def _action(path: str) -> str | None:
+    """What is asked of a volume by a path below its own; None if it is its own. Also where the volume's name is empty
+    or none: that is refused as a name."""
+    if path.startswith(_VOLUME_PREFIX):
+        for action in _ACTIONS:
+            if path.endswith(action) and len(path) > len(_VOLUMES + action):
+                return action
+    return None
 
 
 def _volume_name(path: str) -> str:
-    return validate_volume_name(path.removeprefix(_VOLUME_PREFIX))
+    return validate_name(path.removeprefix(_VOLUME_PREFIX))
 
 
-def _is_set(query: str, name: str) -> bool:
-    """True for `name=true`, `name=1` and a bare `name`; RequestError for any other value or parameter."""
+def _parameters(query: str, *known: str) -> dict[str, str]:
+    """The last value of each parameter; RequestError for one that is not known."""
     parameters = parse_qs(query, keep_blank_values=True)
-    unknown = parameters.keys() - {name}
+    unknown = parameters.keys() - set(known)
     if unknown:
-        raise RequestError(f"the parameter {min(unknown)!r} is not known here; only {name!r} is")
-    value = parameters.get(name, ["false"])[-1]
-    if value in ("", "1", "true"):
-        return True
-    if value in ("0", "false"):
-        return False
-    raise RequestError(f"{name}={value} is neither true nor false")
+        raise RequestError(f"the parameter {min(unknown)!r} is not known here; these are: {', '.join(known)}")
+    return {name: values[-1] for name, values in parameters.items()}
+
+
+def _flags(query: str, *names: str) -> dict[str, bool]:
+    """True for `name=true`, `name=1` and a bare `name`; RequestError for any other value or parameter."""
+    parameters = _parameters(query, *names)
+    flags = {}
+    for name in names:
+        value = parameters.get(name, "false")
+        if value not in ("", "1", "true", "0", "false"):
+            raise RequestError(f"{name}={value} is neither true nor false")
+        flags[name] = value in ("", "1", "true")
+    return flags
+
+
+def _which_snapshots(query: str) -> tuple[str, int]:
+    """Of which volume ("": of all), and behind which id."""
+    parameters = _parameters(query, "of", "after")
+    of, after = parameters.get("of", ""), parameters.get("after") or "0"
+    if of:
+        validate_volume_name(of)
+    if not after.isascii() or not after.isdecimal() or len(after) > 18:
+        raise RequestError(f"after={after} is not the id of a snapshot; take it from `next` of the answer before")
+    return of, int(after)

@@ -116,7 +116,7 @@ class Checkpointer:
         self.pages.begin(live)
         yield from self.pages.write_all()
 
-        rows = [dataclasses.replace(row, root=self._root_of(row.volume_id)) for row in rows]
+        rows = [self._with_root_of_now(row) for row in rows]
         staging_bytes = self._charge_staging(table_bytes_max(rows, groups))
         try:
             volume_table = encode_volume_table(rows, groups)
@@ -160,6 +160,11 @@ class Checkpointer:
             self.written += 1
         finally:
             self._staging.release(staging_bytes)
+
+    def _with_root_of_now(self, row: VolumeRow) -> VolumeRow:
+        # Most roots are as they were: with ten thousand snapshots a copy of each row would be most of a checkpoint.
+        root = self._root_of(row.volume_id)
+        return row if root == row.root else dataclasses.replace(row, root=root)
 
     def _charge_staging(self, rows_bytes: int) -> int:
         """Charge the memory in which the tables are put together; returns the bytes. It cannot be refused: what is

@@ -6,7 +6,8 @@ through the ports, so that it serves simulated clients as it serves real ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from heapq import nlargest
 
 from holdfast.engine import Engine
 from holdfast.memory.group import Group
@@ -28,6 +29,11 @@ DRAIN_NS_MAX = 10_000_000_000
 DRAIN_LOOK_NS = 10_000_000
 # Turns of the engine in one answering; then the sockets have been waiting long enough.
 TURNS_MAX = 5
+# Of NBD_OPT_LIST. Who asks wants to know which disks there are, and asks again for each of them (`nbdinfo --list` opens
+# a connection for each): thousands of snapshots would bury them. Beside so many volumes none is listed, so that the
+# answer never gets too long for their sake.
+SNAPSHOTS_LISTED_MAX = 100
+VOLUMES_LISTED_WITH_SNAPSHOTS_MAX = 1000
 
 
 class Clients:
@@ -104,23 +110,33 @@ class Clients:
     # ---- ExportDirectory
 
     def names(self) -> list[str]:
-        return [volume.name for volume in self.engine.by_name.values() if not volume.removing]
+        """The volumes, then the newest snapshots. Those that are not listed can be opened all the same."""
+        there = [node for node in self.engine.by_name.values() if not node.removing]
+        names = [node.name for node in there if node.role is Role.VOLUME]
+        if len(names) > VOLUMES_LISTED_WITH_SNAPSHOTS_MAX:
+            return names
+        snapshots = (node for node in there if node.role is not Role.VOLUME)
+        newest = nlargest(SNAPSHOTS_LISTED_MAX, snapshots, key=lambda node: node.volume_id)
+        return names + [node.name for node in newest]
 
     def find(self, name: str) -> Export | None:
-        names = self.names()
-        if name == "" and len(names) == 1:
-            name = names[0]
-        volume = self.engine.by_name.get(name)
+        """The empty name is the only volume, whatever snapshots it has."""
+        if name == "":
+            volumes = [volume for volume in self.engine.volumes.heads() if not volume.removing]
+            volume = volumes[0] if len(volumes) == 1 else None
+        else:
+            volume = self.engine.by_name.get(name)
         if volume is None or volume.removing:
             return None
-        return Export(name=name, size_bytes=volume.size_bytes, read_only=volume.role is not Role.VOLUME)
+        return Export(name=volume.name, size_bytes=volume.size_bytes, read_only=volume.role is not Role.VOLUME)
 
     # ---- end
 
-    def disconnect(self, name: str) -> None:
-        """Hang up on all clients of a volume."""
+    def disconnect(self, volumes: Collection[Volume]) -> None:
+        """Hang up on all clients of these volumes and snapshots."""
+        chosen = set(volumes)
         for connection in list(self.connections):
-            if connection.session is not None and connection.session.volume.name == name:
+            if connection.session is not None and connection.session.volume in chosen:
                 connection.close()
 
     def drain(self, drained: Callable[[], None]) -> None:

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from holdfast.errors import Resource, errno_name
 from holdfast.runtime.fault import FAULT_POINTS
 from holdfast.serving.clients import Clients
+from holdfast.serving.listing import census
 from holdfast.serving.memory_metrics import MEMORY_PARTS
 from holdfast.serving.metric_families import NS, Labelled, Observed, counter, counters, gauge, gauges
 from holdfast.serving.pool import ServedPool
@@ -205,7 +206,8 @@ def _clients(seen: Observed) -> Iterator[Metric]:
 
 
 def _volumes(seen: Observed) -> Iterator[Metric]:
-    volumes = list(seen.pool.engine.by_name.values())
+    nodes = census(seen.pool.engine)
+    volumes = nodes.volumes
     listed = volumes if len(volumes) <= VOLUMES_LISTED_MAX else []
     yield gauge("volumes", "Volumes of the pool.", len(volumes))
     yield gauge("volumes_listed", "Volumes with series of their own: all, or none if there are too many.", len(listed))
@@ -221,6 +223,19 @@ def _volumes(seen: Observed) -> Iterator[Metric]:
         sum(len(volume.damaged) for volume in volumes),
     )
 
+    yield gauge("snapshots", "Snapshots of all volumes.", nodes.snapshots.count)
+    yield gauge(
+        "snapshots_mapped_bytes",
+        "Blocks that volumes have replaced since and their snapshots keep.",
+        nodes.snapshots.blocks << BLOCK_SHIFT,
+    )
+    yield gauge(
+        "removed_nodes",
+        "Removed volumes and snapshots that are on their way out or needed by clones.",
+        nodes.removed.count,
+    )
+    yield gauge("removed_mapped_bytes", "Blocks that only these hold.", nodes.removed.blocks << BLOCK_SHIFT)
+
     def of_each(value: Callable[[Volume], float]) -> Labelled:
         return [([volume.name], value(volume)) for volume in listed]
 
@@ -231,6 +246,19 @@ def _volumes(seen: Observed) -> Iterator[Metric]:
         "How much of the volume is mapped.",
         label,
         of_each(lambda volume: volume.mapped_blocks << BLOCK_SHIFT),
+    )
+    with_snapshots = [(volume, nodes.of_volume[volume]) for volume in listed if volume in nodes.of_volume]
+    yield gauges(
+        "volume_snapshots",
+        "Snapshots of the volume; no series without one.",
+        label,
+        [([volume.name], sum_.count) for volume, sum_ in with_snapshots],
+    )
+    yield gauges(
+        "volume_snapshots_mapped_bytes",
+        "What the snapshots of the volume keep together.",
+        label,
+        [([volume.name], sum_.blocks << BLOCK_SHIFT) for volume, sum_ in with_snapshots],
     )
     yield gauges(
         "volume_quota_bytes",

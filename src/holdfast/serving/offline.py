@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from holdfast.control.api import ChangeVolume, CreateVolume, PoolStatus, VolumeInfo, VolumeRemoved
+from holdfast.control.api import (
+    ChangeVolume,
+    CloneVolume,
+    CreateVolume,
+    PoolStatus,
+    TakeSnapshots,
+    VolumeInfo,
+    VolumeList,
+    VolumeRemoved,
+)
 from holdfast.control.group_api import ChangeGroup, CreateGroup, GroupInfo, GroupRemoved
 from holdfast.control.space_api import ChangePool, ResizeVolume, VolumeResized
 from holdfast.errors import HoldfastError
 from holdfast.pool.tables import GroupLimits
 from holdfast.runtime.loop import EventLoop
+from holdfast.serving.listing import list_snapshots, list_volumes, volume_info
 from holdfast.serving.pool import PoolOptions, ServedPool
-from holdfast.serving.settings import group_limits, volume_settings
-from holdfast.serving.status import group_info, pool_status, volume_info, volume_resized
+from holdfast.serving.settings import group_limits, pairs, volume_settings
+from holdfast.serving.status import group_info, list_groups, pool_status, volume_resized
 from holdfast.volume.groups import TenantGroup
 from holdfast.volume.resize import Resized
 from holdfast.volume.volume import Volume
@@ -32,10 +42,20 @@ class OfflinePool:
         return pool_status(self._pool, pid=None, connections=0, started_ns=self._pool.clock.now_ns(), listening=[])
 
     def volumes(self) -> list[VolumeInfo]:
-        return [volume_info(volume, []) for volume in self._engine.by_name.values()]
+        return list_volumes(self._engine, _no_uris)
+
+    def snapshots(self, of: str = "") -> list[VolumeInfo]:
+        found: list[VolumeInfo] = []
+        after = 0
+        while True:
+            part = list_snapshots(self._engine, _no_uris, of=of, after=after)
+            found += part.snapshots
+            if not part.next:
+                return found
+            after = part.next
 
     def volume(self, name: str) -> VolumeInfo:
-        return volume_info(self._engine.find(name), [])
+        return self._info(self._engine.find(name))
 
     def create_volume(self, wanted: CreateVolume) -> VolumeInfo:
         settings = volume_settings(self._engine, wanted)
@@ -59,12 +79,28 @@ class OfflinePool:
     def acknowledge_loss(self, name: str, loss_epoch: int) -> VolumeInfo:
         return self._volume(lambda answer: self._engine.volumes.acknowledge_loss(name, loss_epoch, answer))
 
-    def remove_volume(self, name: str, *, force: bool = False) -> VolumeRemoved:
-        self._run(lambda answer: self._engine.remove_volume(name, answer))
-        return VolumeRemoved(removed=name)
+    def remove_volume(self, name: str, *, force: bool = False, snapshots: bool = False) -> VolumeRemoved:
+        chosen = self._engine.volumes.removed_with(name, snapshots=snapshots)
+        self._run(lambda answer: self._engine.remove_volume(name, answer, snapshots=snapshots))
+        return VolumeRemoved(removed=name, snapshots=len(chosen) - 1)
+
+    def take_snapshots(self, wanted: TakeSnapshots) -> VolumeList:
+        taken = self._run(lambda answer: self._engine.snapshots.take(pairs(wanted), answer))
+        assert isinstance(taken, list)
+        return VolumeList(volumes=[self._info(node) for node in taken])
+
+    def clone_volume(self, source: str, wanted: CloneVolume) -> VolumeInfo:
+        settings = volume_settings(self._engine, wanted)
+        return self._volume(lambda answer: self._engine.snapshots.clone(source, wanted.name, answer, settings))
+
+    def promote_volume(self, name: str) -> VolumeInfo:
+        return self._volume(lambda answer: self._engine.snapshots.promote(name, answer))
+
+    def roll_back_volume(self, snapshot: str) -> VolumeInfo:
+        return self._volume(lambda answer: self._engine.snapshots.roll_back(snapshot, answer))
 
     def groups(self) -> list[GroupInfo]:
-        return [group_info(group, self._engine) for group in self._engine.groups.directory.by_id.values()]
+        return list_groups(self._engine)
 
     def group(self, name: str) -> GroupInfo:
         return group_info(self._engine.groups.find(name), self._engine)
@@ -84,7 +120,10 @@ class OfflinePool:
     def _volume(self, begin: Begin) -> VolumeInfo:
         outcome = self._run(begin)
         assert isinstance(outcome, Volume)
-        return volume_info(outcome, [])
+        return self._info(outcome)
+
+    def _info(self, volume: Volume) -> VolumeInfo:
+        return volume_info(self._engine, volume, [])
 
     def _group(self, begin: Begin) -> GroupInfo:
         outcome = self._run(begin)
@@ -93,6 +132,10 @@ class OfflinePool:
 
     def _run(self, begin: Begin) -> object:
         return _run_in_loop(self._pool.loop, begin)
+
+
+def _no_uris(_name: str) -> list[str]:
+    return []
 
 
 def _run_in_loop(loop: EventLoop, begin: Begin) -> object:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
-from holdfast.control.api import ChangeVolume, CreateVolume
+from holdfast.control.api import ChangeVolume, CloneVolume, CreateVolume, TakeSnapshots
 from holdfast.control.group_api import ChangeGroup, validate_cgroup, validate_group
+from holdfast.control.names import validate_snapshot_name
 from holdfast.engine import Engine
 from holdfast.pool.tables import NO_UID, GroupLimits
 from holdfast.volume.settings import VolumeSettings
@@ -15,7 +16,7 @@ ON_FULL = {"error": OnFull.ERROR, "read-only": OnFull.READ_ONLY}
 ON_ERROR = {"retry": OnError.RETRY, "read-only": OnError.READ_ONLY}
 
 
-def volume_settings(engine: Engine, wanted: CreateVolume | ChangeVolume) -> VolumeSettings:
+def volume_settings(engine: Engine, wanted: CreateVolume | CloneVolume | ChangeVolume) -> VolumeSettings:
     """Raises NotFoundError for a group that does not exist."""
     return VolumeSettings(
         quota_bytes=wanted.quota_bytes,
@@ -24,7 +25,17 @@ def volume_settings(engine: Engine, wanted: CreateVolume | ChangeVolume) -> Volu
         on_error=None if wanted.on_error is None else ON_ERROR[wanted.on_error],
         group=None if wanted.group is None else engine.groups.find(wanted.group),
         read_only=ReadOnly.NO if isinstance(wanted, ChangeVolume) and wanted.writable else None,
+        protected=wanted.protected if isinstance(wanted, ChangeVolume) else None,
     )
+
+
+def pairs(wanted: TakeSnapshots) -> list[tuple[str, str]]:
+    """Volume and name of each snapshot. Raises RequestError."""
+    found = []
+    for name in wanted.names:
+        volume, _at, label = validate_snapshot_name(name).partition("@")
+        found.append((volume, label))
+    return found
 
 
 def group_limits(change: ChangeGroup, before: GroupLimits) -> GroupLimits:

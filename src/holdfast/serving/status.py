@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from holdfast.control.api import (
     WAITS_MAX,
     CheckpointInfo,
     CleanerInfo,
-    DamagedRange,
     MemoryUse,
     MustSucceedInfo,
     PoolStatus,
     SegmentCounts,
     Statistics,
-    VolumeInfo,
     WaitInfo,
     WaitList,
 )
@@ -22,44 +18,25 @@ from holdfast.control.group_api import GroupInfo
 from holdfast.control.space_api import FillInfo, VolumeResized
 from holdfast.engine import Engine
 from holdfast.memory.group import KIND_NAMES, UNLIMITED_BYTES, Kind
-from holdfast.pool.block import page_place
 from holdfast.pool.superblock import FORMAT_VERSION
 from holdfast.pool.tables import NO_UID
 from holdfast.runtime.fault import FAULT_POINTS
 from holdfast.runtime.host import resident_bytes
+from holdfast.serving.listing import census
 from holdfast.serving.pool import ServedPool
-from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
+from holdfast.units import BLOCK_SHIFT
 from holdfast.volume.groups import TenantGroup
-from holdfast.volume.page_cache import PAGE_SHIFT
 from holdfast.volume.resize import Resized
-from holdfast.volume.volume import OnError, OnFull, Volume
+from holdfast.volume.volume import Role
 
 
-def volume_info(volume: Volume, uris: list[str]) -> VolumeInfo:
-    return VolumeInfo(
-        name=volume.name,
-        id=volume.volume_id,
-        size_bytes=volume.size_bytes,
-        mapped_bytes=volume.mapped_blocks << BLOCK_SHIFT,
-        quota_bytes=volume.quota_bytes,
-        on_full_wait_s=volume.on_full_wait_s,
-        uris=uris,
-        connections=volume.connections,
-        damaged=[
-            DamagedRange(offset=lba << BLOCK_SHIFT, length=BLOCK_SIZE_BYTES, what=what)
-            for lba, what in sorted(volume.damaged.items())
-        ]
-        + [_damaged_page(key, what) for key, what in sorted(volume.damaged_pages.items())],
-        write_back_failures=volume.write_back_failures,
-        write_back_errno=volume.write_back_errno,
-        on_full="read-only" if volume.on_full is OnFull.READ_ONLY else "error",
-        on_error="read-only" if volume.on_error is OnError.READ_ONLY else "retry",
-        read_only=bool(volume.read_only),
-        group=volume.group.name,
-        loss_epoch=volume.loss_epoch,
-        loss_open=volume.loss_open,
-        created=datetime.fromtimestamp(volume.created_ns / 1e9, UTC).isoformat(timespec="seconds"),
-    )
+def list_groups(engine: Engine) -> list[GroupInfo]:
+    """Each volume is looked at once, however many groups there are."""
+    names: dict[TenantGroup, list[str]] = {}
+    for volume in engine.by_name.values():
+        if volume.role is Role.VOLUME:
+            names.setdefault(volume.group, []).append(volume.name)
+    return [_group_info(group, engine, names.get(group, [])) for group in engine.groups.directory.by_id.values()]
 
 
 def volume_resized(resized: Resized) -> VolumeResized:
@@ -71,14 +48,14 @@ def volume_resized(resized: Resized) -> VolumeResized:
     )
 
 
-def _damaged_page(key: int, what: str) -> DamagedRange:
-    """What cannot be found without a page of the map."""
-    level, index = page_place(key)
-    length = BLOCK_SIZE_BYTES << PAGE_SHIFT * (level + 1)
-    return DamagedRange(offset=index * length, length=length, what=f"a map page on level {level}: {what}")
-
-
 def group_info(group: TenantGroup, engine: Engine) -> GroupInfo:
+    volumes = engine.by_name.values()
+    return _group_info(
+        group, engine, [volume.name for volume in volumes if volume.group is group and volume.role is Role.VOLUME]
+    )
+
+
+def _group_info(group: TenantGroup, engine: Engine, volumes: list[str]) -> GroupInfo:
     engine.log.settle()
     limits, memory = group.limits, group.memory
     watermark = memory.watermark_bytes
@@ -98,7 +75,7 @@ def group_info(group: TenantGroup, engine: Engine) -> GroupInfo:
         watermark_bytes=0 if watermark >= UNLIMITED_BYTES else watermark,
         throttled_s=memory.throttled_ns / 1e9,
         refusals=_by_kind(memory.refusals),
-        volumes=[volume.name for volume in engine.volumes.by_id.values() if volume.group is group],
+        volumes=volumes,
     )
 
 
@@ -140,6 +117,7 @@ def pool_status(
     counts = engine.space.counts()
     superblock = engine.checkpointer.superblock
     segment_bytes = superblock.segment_blocks << BLOCK_SHIFT
+    nodes = census(engine)
     return PoolStatus(
         path=str(pool.path),
         uuid=pool.uuid,
@@ -177,7 +155,10 @@ def pool_status(
         checkpoint=CheckpointInfo(sequence=superblock.sequence, log_position=superblock.replay_position),
         uptime_s=(pool.clock.now_ns() - started_ns) / 1e9,
         connections=connections,
-        volumes=len(engine.volumes.by_id),
+        volumes=len(nodes.volumes),
+        snapshots=nodes.snapshots.count,
+        removed=nodes.removed.count,
+        removed_bytes=nodes.removed.blocks << BLOCK_SHIFT,
         listening=listening,
         fill=[
             FillInfo(

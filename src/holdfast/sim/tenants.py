@@ -71,7 +71,7 @@ class Tenants:
 
     def _move(self, name: str) -> None:
         engine = self.world.engine
-        volumes = [volume for volume in engine.by_name.values() if not volume.removing]
+        volumes = [volume for volume in engine.volumes.heads() if not volume.removing]
         if not volumes:
             return
         volume = self.rng.choice(volumes)
@@ -158,7 +158,9 @@ class Tenants:
             if volume in by_name and volume not in self._moving and not by_name[volume].removing:
                 assert by_name[volume].group.name == group, f"{volume} is in {by_name[volume].group.name}, not {group}"
         self.known = {name: group.limits for name, group in there.items() if name != DEFAULT_GROUP}
-        self.members = {name: volume.group.name for name, volume in by_name.items()}
+        for name, node in by_name.items():
+            assert node.parent is None or node.group is node.parent.group, f"{name} is not in the group of its volume"
+        self.members = {volume.name: volume.group.name for volume in self.world.engine.volumes.heads()}
         self.unsure.clear()
         self._moving.clear()
         self._above.clear()

@@ -141,8 +141,8 @@ class Groups:
                 raise RequestError("the default group is there always; `holdfast group set` changes its limits")
             if group.volumes:
                 raise RequestError(
-                    f"group {name!r} has {group.volumes} volumes; put them into another one with `holdfast volume set "
-                    "--group`, or remove them"
+                    f"group {name!r} has {group.volumes} volumes, counting snapshots and removed ones whose space is "
+                    "not free yet; put them into another one with `holdfast volume set --group`, or remove them"
                 )
             if group.memory.usage[Kind.STATE]:
                 raise RequestError(

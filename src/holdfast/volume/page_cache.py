@@ -157,8 +157,11 @@ class PageCache:
 
     def move_volume(self, key_base: int, group: Group) -> None:
         """From now on `group` pays for the pages of a volume, whatever its limit."""
+        self.move_volumes({key_base >> VOLUME_SHIFT}, group)
+
+    def move_volumes(self, volume_ids: set[int], group: Group) -> None:
         for key, slot in self.slot_of.items():
-            if key >> VOLUME_SHIFT == key_base >> VOLUME_SHIFT and self._groups[slot] is not group:
+            if key >> VOLUME_SHIFT in volume_ids and self._groups[slot] is not group:
                 self._groups[slot].release(Kind.MAP_PAGES, BLOCK_SIZE_BYTES)
                 group.charge(Kind.MAP_PAGES, BLOCK_SIZE_BYTES)
                 self._groups[slot] = group
@@ -202,7 +205,10 @@ class PageCache:
 
     def forget_volume(self, key_base: int) -> None:
         """Drop all pages of a volume whatever their state: it is gone, with everything in it."""
-        slots = [slot for key, slot in self.slot_of.items() if key >> VOLUME_SHIFT == key_base >> VOLUME_SHIFT]
+        self.forget_volumes({key_base >> VOLUME_SHIFT})
+
+    def forget_volumes(self, volume_ids: set[int]) -> None:
+        slots = [slot for key, slot in self.slot_of.items() if key >> VOLUME_SHIFT in volume_ids]
         for slot in sorted(slots, key=lambda slot: self.key_of[slot]):  # leaves before their parents
             self.forget(slot)
         gone = set(slots)

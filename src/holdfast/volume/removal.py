@@ -36,6 +36,7 @@ from holdfast.work.task import Scheduler, Work, guarded
 log_output = logging.getLogger("holdfast.volumes")
 
 LEAVES_PER_TURN = 16
+NODES_PER_TURN = 64  # of nodes with hardly any map
 
 _ADDRESS = np.uint64(ADDRESS_MASK)
 
@@ -74,7 +75,7 @@ class Removal:
         self._is_visited = is_visited
         self._gone = gone
         self._running = False
-        self._emptied: list[Volume] = []
+        self._emptied: dict[Volume, None] = {}  # in this order
         self._stuck: set[Volume] = set()  # a page of the map is damaged, and an heir needs what is below it
 
     def begin(self) -> None:
@@ -91,18 +92,23 @@ class Removal:
             )
 
     def _run(self) -> Work:
+        heir: Volume | None = None
         while True:
-            node = self._next()
+            # The heir of the last one first: so a chain of them takes one look at each, not one at all for each.
+            node = heir if heir is not None and self._may_be_emptied(heir) else self._next()
             if node is not None:
+                heir = predecessor(node)
                 yield from self._empty(node)
+                if len(self._emptied) % NODES_PER_TURN == 0:
+                    yield self._waitlists.next_turn
                 continue
             yield from self._checkpoint()
             # A cancelled request may still wait for a page that it had asked for; a checkpoint that is running refers
             # to pages.
             while self._is_checkpoint_running() or any(map(self._is_in_use, self._emptied)):
                 yield self._waitlists.next_tick
+            self._cache.forget_volumes({node.volume_id for node in self._emptied})
             for node in self._emptied:
-                self._cache.forget_volume(node.key_base)
                 self._gone(node)
             self._emptied.clear()
             if self._next() is None:
@@ -116,12 +122,13 @@ class Removal:
 
     def _next(self) -> Volume | None:
         """A node to be emptied: from the volume's end on, so that none that is being emptied gets anything new."""
-        for node in self._by_id.values():
-            if is_going(node) and node not in self._stuck and node not in self._emptied:
-                basis = node.basis
-                if basis is None or basis is node.ground or not is_going(basis) or basis in self._stuck:
-                    return node
-        return None
+        return next(filter(self._may_be_emptied, self._by_id.values()), None)
+
+    def _may_be_emptied(self, node: Volume) -> bool:
+        if not is_going(node) or node in self._stuck or node in self._emptied:
+            return False
+        basis = node.basis
+        return basis is None or basis is node.ground or not is_going(basis) or basis in self._stuck
 
     def _empty(self, node: Volume) -> Work:
         """Take all that a node has, then the node out of the tree."""
@@ -156,7 +163,7 @@ class Removal:
             if count % LEAVES_PER_TURN == 0:
                 yield self._waitlists.next_turn
         remove_place(node)
-        self._emptied.append(node)
+        self._emptied[node] = None
 
     def _empty_leaf(self, node: Volume, heir: Volume | None, leaf: int) -> Work:
         if heir is not None and leaf << PAGE_SHIFT >= sees_below(heir):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from holdfast.errors import HoldfastError, RequestError, RetryError
-from holdfast.pool.tables import SNAPSHOT_NAME_BYTES_MAX
+from holdfast.pool.tables import SNAPSHOT_NAME_BYTES_MAX, VolumeRow
 from holdfast.volume.page_cache import PageCache
 from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings, apply_settings
 from holdfast.volume.versions import hide, place, predecessor, take_snapshot
@@ -45,8 +45,11 @@ class Snapshots:
             answer(error)
             return
         nodes = [self._take(head, label) for head, (_, label) in zip(heads, wanted, strict=True)]
+        names = [node.name for node in nodes]
+        volumes.claim(names)
 
         def taken(error: HoldfastError | None) -> None:
+            volumes.release_claim(names)
             for node in nodes:
                 if error is not None:
                     hide(node)
@@ -60,20 +63,7 @@ class Snapshots:
 
     def _take(self, head: Volume, label: str) -> Volume:
         volumes = self._volumes
-        row = replace(
-            head.row(),
-            volume_id=volumes.next_id,
-            name=label,
-            root=0,
-            mapped_blocks=0,
-            created_ns=volumes.now_ns(),
-            role=Role.SNAPSHOT,
-            origin_id=0,
-            reach_blocks=0,
-            protected=False,
-            loss_open=False,
-        )
-        node = volumes.make(row, head.group)
+        node = volumes.make(self._new_row(head, label, Role.SNAPSHOT), head.group)
         take_snapshot(head, node)
         return node
 
@@ -93,10 +83,12 @@ class Snapshots:
         base = self._take(origin, "") if from_volume else origin
         clone = self._clone(base, name)
         apply_settings(clone, settings, self._cache)
+        volumes.claim([name])
         if from_volume:
             hide(base)  # a snapshot that nobody asked for by name: it goes once no clone needs it
 
         def made(error: HoldfastError | None) -> None:
+            volumes.release_claim([name])
             if error is None:
                 volumes.by_name[clone.name] = clone
             else:
@@ -108,21 +100,23 @@ class Snapshots:
 
     def _clone(self, base: Volume, name: str) -> Volume:
         volumes = self._volumes
-        row = replace(
-            base.row(),
-            volume_id=volumes.next_id,
-            name=name,
-            root=0,
-            mapped_blocks=0,
-            created_ns=volumes.now_ns(),
-            role=Role.VOLUME,
-            origin_id=base.volume_id,
-            reach_blocks=0,
-            protected=False,
-        )
+        row = replace(self._new_row(base, name, Role.VOLUME), origin_id=base.volume_id)
         clone = volumes.make(row, base.group)
         place(clone, base, base)
         return clone
+
+    def _new_row(self, like: Volume, name: str, role: Role) -> VolumeRow:
+        """Of a node as large as another one, without a map, and with nothing of what its owner has set for that."""
+        return VolumeRow(
+            self._volumes.next_id,
+            name,
+            like.stored_size_bytes,
+            root=0,
+            root_level=like.root_level,
+            mapped_blocks=0,
+            created_ns=self._volumes.now_ns(),
+            role=role,
+        )
 
     def promote(self, name: str, answer: Answer) -> None:
         """Let a clone take over the snapshot that it was made from, and the older ones with it: they are found under
@@ -165,10 +159,11 @@ class Snapshots:
     def _rename(self, nodes: list[Volume], parent: Volume) -> None:
         by_name = self._volumes.by_name
         for node in nodes:
-            by_name.pop(node.name, None)
+            found = by_name.pop(node.name, None)  # none: hidden, or not durable yet
             node.parent = parent
-            if node.role is Role.SNAPSHOT:
+            if found is not None:
                 by_name[node.name] = node
+        self._volumes.gather_snapshots(parent)
 
     def roll_back(self, name: str, answer: Answer) -> None:
         """Let a volume, to which nobody is connected, be what its snapshot is. All its snapshots stay. `answer` gets

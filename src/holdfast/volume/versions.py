@@ -95,7 +95,7 @@ def hide(node: Volume) -> None:
     """The node is removed, as far as those outside can see."""
     node.role = Role.HIDDEN
     node.keepers = ()
-    volume = head(node)
+    volume = near_head(node)
     if volume is not None:
         refresh_keepers(volume)
 
@@ -122,7 +122,7 @@ def refresh_keepers(volume: Volume) -> None:
 def remove_place(node: Volume) -> None:
     """Take an emptied node out of the tree: whoever looked through it looks at its basis now."""
     assert not node.grounded
-    heir, basis, ground, volume = predecessor(node), node.basis, node.ground, head(node)
+    heir, basis, ground, volume = predecessor(node), node.basis, node.ground, near_head(node)
     if heir is not None:
         node.dependents.remove(heir)
         heir.basis = basis
@@ -137,20 +137,23 @@ def remove_place(node: Volume) -> None:
         basis.dependents.remove(node)
     if ground is not None:
         ground.grounded -= 1
-    for changed in (volume, None if ground is None else head(ground)):
+    for changed in (volume, None if ground is None else near_head(ground)):
         if changed is not None:
             refresh_keepers(changed)
     node.basis = node.ground = None
 
 
-def head(node: Volume) -> Volume | None:
-    """The volume at the end of the chain of a snapshot, itself for a volume; None if that is gone."""
+def near_head(node: Volume) -> Volume | None:
+    """The volume at the end of the chain of a snapshot, itself for a volume, if what happens to the node may change who
+    its keepers are. None if it is too far for that, or gone: so this costs the same in a chain of any length."""
     current = node
-    while current.role is not Role.VOLUME:
+    for _ in range(KEEPERS_MAX + 1):
+        if current.role is Role.VOLUME:
+            return current
         if current.basis is None or current.basis is current.ground:
             return None
         current = current.basis
-    return current
+    return None
 
 
 def chain(node: Volume) -> list[Volume]:

@@ -99,8 +99,6 @@ class Views:
                 links = _not_passed(node, building)
                 passed = links[-1].basis if links else None
                 continue
-            if link.basis is link.ground:
-                building.ground = building.seen.copy()  # all of it: marks are from when the node saw as much
             visible = sees_below(link) - first
             if visible < PAGE_ENTRIES:
                 building.seen[max(visible, 0) :] = 0
@@ -110,6 +108,10 @@ class Views:
                 np.copyto(building.seen, np.where(row == _GROUND, building.ground, blocks), where=row != 0)
             passed = links.pop()
             building.passed.add(passed)
+            if links and links[-1].ground is passed:
+                # All of it: marks are from when the node saw as much. And now: when the next link is looked at it may
+                # have gone, and the one after it be based on the ground, with more than the ground in `seen`.
+                building.ground = building.seen.copy()
 
     def next_leaf(self, node: Volume, leaf: int, end: int) -> Work:
         """The first leaf in [leaf, end) of which the node sees more than a hole, or may, or `end` (a task's work)."""

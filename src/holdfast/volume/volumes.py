@@ -16,7 +16,8 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from holdfast.errors import (
     CorruptionError,
@@ -75,7 +76,8 @@ class Volumes:
         """`row_changed` is told of changes that are to become durable although nobody waits for that."""
         self.row_changed = row_changed  # I
         self.by_id = by_id  # L: all, also those that are being made or removed
-        self.by_name: dict[str, Volume] = {}  # L
+        self.by_name: dict[str, Volume] = {}  # L: volumes and snapshots
+        self._claimed: set[str] = set()  # L: names of those that are being made
         self.groups = groups  # L
         self._system = system  # I: pays for what the volumes themselves take
         self.next_id = next_id  # L
@@ -125,6 +127,10 @@ class Volumes:
         """The volume of that name. Raises NotFoundError."""
         volume = self.by_name.get(name)
         if volume is None or volume.removing:
+            if "@" in name:
+                raise NotFoundError(
+                    f"there is no snapshot {name!r}; `holdfast volume list --snapshots` shows those that exist"
+                )
             raise NotFoundError(f"there is no volume {name!r}; `holdfast volume list` shows those that exist")
         return volume
 
@@ -138,8 +144,10 @@ class Volumes:
             return
         volume = self.make(VolumeRow(self.next_id, name, size_bytes, 0, root_level_for(size_bytes), 0, self.now_ns()))
         apply_settings(volume, settings, self._cache)
+        self.claim([name])
 
         def made(error: HoldfastError | None) -> None:
+            self.release_claim([name])
             if error is None:
                 self.by_name[name] = volume
             else:
@@ -164,8 +172,15 @@ class Volumes:
 
     def check_free(self, name: str) -> None:
         """Raise RequestError if there is a volume or snapshot of that name, or one is being made."""
-        if any(volume.name == name for volume in self.by_id.values() if volume.role is not Role.HIDDEN):
+        if name in self.by_name or name in self._claimed:
             raise RequestError(f"there is a {'snapshot' if '@' in name else 'volume'} {name!r} already")
+
+    def claim(self, names: Iterable[str]) -> None:
+        """Let nobody else take these names while those that will have them are being made."""
+        self._claimed.update(names)
+
+    def release_claim(self, names: Iterable[str]) -> None:
+        self._claimed.difference_update(names)
 
     def hold_for_more(self, roles: list[Role]) -> None:
         """Hold back, of space and of memory, what more nodes of these roles need; `make` is called for each of them
@@ -214,17 +229,34 @@ class Volumes:
         """Change a volume at once. `answer` gets it once that is durable, or the error, and then it is as before."""
         try:
             volume = self.find(name)
-        except NotFoundError as error:
+            if volume.role is Role.SNAPSHOT and replace(settings, protected=None) != AS_BY_DEFAULT:
+                raise RequestError(
+                    f"{name!r} is a snapshot, which can be protected and unprotected only; its group is the volume's"
+                )
+        except RequestError as error:
             answer(error)
             return
         take_back = apply_settings(volume, settings, self._cache)
+        if settings.group is not None:
+            self.gather_snapshots(volume)
 
         def stored(error: HoldfastError | None) -> None:
             if error is not None:
                 take_back()
+                if settings.group is not None:
+                    self.gather_snapshots(volume)
             answer(error or volume)
 
         self.scheduler.spawn(guarded(self.checkpoint()), f"change {name}", stored)
+
+    def gather_snapshots(self, volume: Volume) -> None:
+        """A volume is in another group, or has other snapshots than before: let all of them be in its group, what is
+        left of removed ones as well."""
+        moved = [node for node in self.by_id.values() if node.parent is volume and node.group is not volume.group]
+        for node in moved:
+            node.move_to(volume.group)
+        if moved:
+            self._cache.move_volumes({node.volume_id for node in moved}, volume.group.memory)
 
     def acknowledge_loss(self, name: str, epoch: int, answer: Answer) -> None:
         """An operator knows of the loss: from now on FLUSH succeeds again. `answer` gets the volume once that is
@@ -263,14 +295,9 @@ class Volumes:
         """Remove a volume or snapshot that nobody is connected to; `answer` is called once it is sure to go, its space
         comes free later. `snapshots`: those of the volume as well."""
         try:
-            volume = self.find(name)
-            chosen = [volume, *(node for node in self.snapshots_of(volume) if not node.removing)]
-            if len(chosen) > 1 and not snapshots:
-                raise RequestError(
-                    f"volume {name!r} has {len(chosen) - 1} snapshots; remove them first, or with it: --snapshots"
-                )
+            chosen = self.removed_with(name, snapshots=snapshots)
             for each in chosen:
-                self._check_removable(each)
+                self.check_unused(each)
         except RequestError as error:
             answer(error)
             return
@@ -290,13 +317,22 @@ class Volumes:
 
         self.scheduler.spawn(guarded(self.checkpoint()), f"mark {name}", marked)
 
-    def _check_removable(self, volume: Volume) -> None:
-        what = "snapshot" if volume.role is Role.SNAPSHOT else "volume"
-        if volume.protected:
-            raise RequestError(
-                f"{what} {volume.name!r} is protected; `holdfast volume set POOL/{volume.name} --unprotect` ends that"
-            )
-        self.check_unused(volume)
+    def removed_with(self, name: str, *, snapshots: bool) -> list[Volume]:
+        """What goes if this volume or snapshot is removed: itself, and with `snapshots` those of the volume. Raises
+        NotFoundError, and RequestError if some of it is to stay. Clients are not asked about."""
+        volume = self.find(name)
+        chosen = [volume, *(node for node in self.snapshots_of(volume) if not node.removing)]
+        count = len(chosen) - 1
+        if count and not snapshots:
+            there = "a snapshot; remove it" if count == 1 else f"{count} snapshots; remove them"
+            raise RequestError(f"volume {name!r} has {there} first, or all with it: --snapshots")
+        for each in chosen:
+            if each.protected:
+                what = "snapshot" if each.role is Role.SNAPSHOT else "volume"
+                raise RequestError(
+                    f"{what} {each.name!r} is protected; `holdfast volume set POOL/{each.name} --unprotect` ends that"
+                )
+        return chosen
 
     def check_unused(self, volume: Volume) -> None:
         """Raise RequestError if somebody is connected."""
@@ -305,6 +341,10 @@ class Volumes:
             raise RequestError(
                 f"{what} {volume.name!r} is in use ({volume.connections} connected); disconnect its clients first"
             )
+
+    def heads(self) -> Iterator[Volume]:
+        """The volumes that can be found, without their snapshots."""
+        return (node for node in self.by_name.values() if node.role is Role.VOLUME)
 
     def snapshots_of(self, volume: Volume) -> list[Volume]:
         """Those found under the volume's name, the oldest first."""

@@ -122,8 +122,8 @@ VERSIONS = [
         "a volume goes on keeping for a snapshot that was removed, not for the one before it",
         "P7",
         "holdfast.volume.versions",
-        "    for changed in (volume, None if ground is None else head(ground)):\n",
-        "    for changed in (None if ground is None else head(ground),):\n",
+        "    for changed in (volume, None if ground is None else near_head(ground)):\n",
+        "    for changed in (None if ground is None else near_head(ground),):\n",
     ),
     Mutant(
         "place-of-a-clone-not-stored",

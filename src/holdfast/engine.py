@@ -29,6 +29,7 @@ from holdfast.runtime.ports import Clock, Disk
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.block_reader import BlockReader
 from holdfast.volume.checkpoints import Checkpoints
+from holdfast.volume.difference import Differences
 from holdfast.volume.exchange import Exchange
 from holdfast.volume.group_changes import Groups
 from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, TenantGroup
@@ -152,6 +153,7 @@ class Engine:
         self.exchange = Exchange(pages, self.views, self.space)
         self.leaves = leaves = Leaves(pages, self.table, self.scheduler, waitlists.leaves_turn)
         self.reader = Reader(pages, self.views, blocks, next_turn=waitlists.next_turn)
+        self.differences = Differences(pages, self.views, self.table, next_turn=waitlists.next_turn)
         self.writer = Writer(
             pages,
             self.table,
@@ -205,7 +207,7 @@ class Engine:
             is_checkpoint_running=lambda: self.checkpoints.running,
             gone=self.volumes.gone,
         )
-        self.snapshots = Snapshots(self.volumes, pages)
+        self.snapshots = Snapshots(self.volumes, pages, pool_uuid=superblock.uuid)
         self.groups = Groups(
             self.volumes, accounts, self.scheduler, checkpoint=self.checkpoints.checkpoint, changed=self.note_throttling
         )

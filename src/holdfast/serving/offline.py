@@ -21,7 +21,7 @@ from holdfast.pool.tables import GroupLimits
 from holdfast.runtime.loop import EventLoop
 from holdfast.serving.listing import list_snapshots, list_volumes, volume_info
 from holdfast.serving.pool import PoolOptions, ServedPool
-from holdfast.serving.settings import group_limits, pairs, volume_settings
+from holdfast.serving.settings import group_limits, identity, pairs, volume_settings
 from holdfast.serving.status import group_info, list_groups, pool_status
 from holdfast.volume.groups import TenantGroup
 from holdfast.volume.volume import Volume
@@ -72,7 +72,7 @@ class OfflinePool:
         return VolumeRemoved(removed=name, snapshots=len(chosen) - 1)
 
     def take_snapshots(self, wanted: TakeSnapshots) -> VolumeList:
-        taken = self._run(lambda answer: self._engine.snapshots.take(pairs(wanted), answer))
+        taken = self._run(lambda answer: self._engine.snapshots.take(pairs(wanted), answer, identity=identity(wanted)))
         assert isinstance(taken, list)
         return VolumeList(volumes=[self._info(node) for node in taken])
 

@@ -11,9 +11,21 @@ import pytest
 from holdfast.sim.accounts import check_accounts
 from holdfast.units import BLOCK_SHIFT, MIB
 from holdfast.volume.page_cache import PAGE_ENTRIES
-from holdfast.volume.versions import refresh_keepers
 from tests.engine.helpers import HoldingWorld, create, new_world
-from tests.engine.test_snapshots import BLOCK, BLOCKS, SIZE, clone, of, read, remove, roll_back, snapshot, trim, write
+from tests.engine.test_snapshots import (
+    BLOCK,
+    BLOCKS,
+    SIZE,
+    call,
+    clone,
+    of,
+    read,
+    remove,
+    roll_back,
+    snapshot,
+    trim,
+    write,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -174,11 +186,10 @@ def test_a_snapshot_has_an_identity_of_its_own_that_stays(world: HoldingWorld) -
 
 
 def test_what_a_volume_has_behind_the_end_of_its_snapshot_is_changed(world: HoldingWorld) -> None:
-    volume = create(world, "disk", SIZE)
+    create(world, "disk", SIZE)
     write(world, "disk", 3, of(1))
     snapshot(world, "disk@a")
-    volume.size_bytes = 2 * SIZE  # within what its map covers
-    refresh_keepers(volume)
+    call(world, lambda answer: world.engine.resize_volume("disk", 2 * SIZE, answer))
     write(world, "disk", BLOCKS - 1, of(2) * 2)
     write(world, "disk", 2 * BLOCKS - 1, of(3))
     snapshot(world, "disk@b")

@@ -281,10 +281,10 @@ def test_a_snapshot_taken_while_an_older_one_is_looked_at_hides_nothing_from_it(
     engine = world.engine
     page = engine.table.page
 
-    def slow_page(volume: Volume, level: int, index: int, *, create: bool) -> Work:
+    def slow_page(volume: Volume, level: int, index: int, *, create: bool, must: bool = False) -> Work:
         if volume is engine.by_name[pause_at] and not create:
             yield engine.waitlists.next_turn
-        return (yield from page(volume, level, index, create=create))
+        return (yield from page(volume, level, index, create=create, must=must))
 
     engine.table.page = slow_page  # type: ignore[method-assign, assignment]
     into = memoryview(bytearray(4 * BLOCK))
@@ -323,10 +323,10 @@ def test_a_mark_leads_to_the_ground_although_the_clone_before_it_goes_while_it_i
     former, oldest = engine.find("c"), engine.find("c@a")
     page, paused = engine.table.page, [True]
 
-    def slow_page(volume: Volume, level: int, index: int, *, create: bool) -> Work:
+    def slow_page(volume: Volume, level: int, index: int, *, create: bool, must: bool = False) -> Work:
         while volume is oldest and not create and paused and engine.views.is_building(oldest):
             yield engine.waitlists.next_tick
-        return (yield from page(volume, level, index, create=create))
+        return (yield from page(volume, level, index, create=create, must=must))
 
     engine.table.page = slow_page  # type: ignore[method-assign, assignment]
     into = memoryview(bytearray(BLOCK))

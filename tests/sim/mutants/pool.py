@@ -74,8 +74,8 @@ CHECKPOINT_AND_SPACE = [
         "the block that a write replaces stays counted as live",
         "P7",
         "holdfast.volume.write",
-        "            self._live[(old & ADDRESS_MASK) >> self._shift] -= 1\n",
-        "",
+        "            self._live[(old & ADDRESS_MASK) >> self._shift] -= 1\n            if volume.damaged:\n",
+        "            if volume.damaged:\n",
     ),
     Mutant(
         "frozen-page-changed",

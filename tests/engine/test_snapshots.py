@@ -328,7 +328,7 @@ def test_a_mark_leads_to_the_ground_although_the_clone_before_it_goes_while_it_i
             yield engine.waitlists.next_tick
         return (yield from page(volume, level, index, create=create, must=must))
 
-    engine.table.page = slow_page  # type: ignore[method-assign, assignment]
+    engine.table.page = slow_page  # type: ignore[method-assign]
     into = memoryview(bytearray(BLOCK))
     looking = world.spawn(engine.reader.read(oldest, 0, into))
     call(world, lambda answer: engine.snapshots.roll_back("c@a", answer))

@@ -32,6 +32,7 @@ from holdfast.volume.capacity import Capacity, CapacityAnswer
 from holdfast.volume.checkpoints import Checkpoints
 from holdfast.volume.cleaner import Cleaner
 from holdfast.volume.copier import cleaner_bytes
+from holdfast.volume.difference import Differences
 from holdfast.volume.exchange import Exchange
 from holdfast.volume.group_changes import Groups
 from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, TenantGroup
@@ -162,6 +163,7 @@ class Engine:
         self.exchange = Exchange(pages, self.views, self.space)
         self.leaves = leaves = Leaves(pages, self.table, self.scheduler, waitlists.leaves_turn)
         self.reader = Reader(pages, self.views, blocks, next_turn=waitlists.next_turn)
+        self.differences = Differences(pages, self.views, self.table, next_turn=waitlists.next_turn)
         self.writer = Writer(
             pages,
             self.table,
@@ -230,7 +232,7 @@ class Engine:
             is_visited=self.cleaner.is_visiting,
             gone=self.volumes.gone,
         )
-        self.snapshots = Snapshots(self.volumes, pages)
+        self.snapshots = Snapshots(self.volumes, pages, pool_uuid=superblock.uuid)
         self.groups = Groups(
             self.volumes, accounts, self.scheduler, checkpoint=self.checkpoints.checkpoint, changed=self.note_throttling
         )

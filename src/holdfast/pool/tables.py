@@ -44,7 +44,8 @@ a clone, has its place in the tree: of its fields only basis, ground and origin 
     68      2     group
     70      2     length of the name, bytes
     72      64    name, UTF-8, without its volume's
-    136     24    zero
+    136     16    identity of a snapshot: of what it holds, in whatever pool (volume/snapshots.py); 0 of other nodes
+    152     8     zero
 
 A row with bit 1 of the flags is a group of volumes:
 
@@ -96,10 +97,12 @@ CGROUP_BYTES_MAX = 192
 SNAPSHOT_NAME_BYTES_MAX = 64
 VOLUME, SNAPSHOT, HIDDEN = range(3)  # roles of nodes: `volume.Role`
 NO_UID = (1 << 32) - 1
+IDENTITY_BYTES = 16
+NO_IDENTITY = bytes(IDENTITY_BYTES)
 
 _ROW = struct.Struct("<IIQQQQIH256sQIHBBH")
 _GROUP_ROW = struct.Struct("<IIQQQQQIHH64s192s8x")
-_NODE_ROW = struct.Struct("<IIIIIIQQQQQIHH64s24x")
+_NODE_ROW = struct.Struct("<IIIIIIQQQQQIHH64s16s8x")
 ROW_SIZE_BYTES = _ROW.size
 NODE_ROW_SIZE_BYTES = _NODE_ROW.size
 assert ROW_SIZE_BYTES == _GROUP_ROW.size == 320
@@ -133,6 +136,7 @@ class VolumeRow:
     reach_blocks: int = 0
     protected: bool = False
     cutting: bool = False
+    identity: bytes = NO_IDENTITY
 
 
 def row_bytes_max(role: int) -> int:
@@ -230,6 +234,7 @@ def _encode_node(row: VolumeRow) -> bytes:
         row.group_id,
         len(name),
         name,
+        row.identity,
     )
 
 
@@ -274,7 +279,7 @@ def decode_volume_table(raw: bytes) -> tuple[list[VolumeRow], list[GroupRow]]:
 def _decode_node(raw: bytes, at: int, rows: dict[int, VolumeRow]) -> VolumeRow:
     (
         volume_id, flags, basis, ground, parent, origin, size, root, mapped, created, reach, level, group, name_length,
-        name,
+        name, identity,
     ) = _NODE_ROW.unpack_from(raw, at)  # fmt: skip
     if flags & FLAG_PLACE:
         if volume_id not in rows:
@@ -304,6 +309,7 @@ def _decode_node(raw: bytes, at: int, rows: dict[int, VolumeRow]) -> VolumeRow:
         reach_blocks=reach,
         protected=bool(flags & FLAG_PROTECTED),
         cutting=bool(flags & FLAG_CUTTING),
+        identity=identity,
     )
 
 

@@ -297,7 +297,7 @@ class Reader:
                 continue
             if leaf << PAGE_SHIFT > lba:
                 hole_end = min(stop, leaf << PAGE_SHIFT)
-                _add_run(runs, hole_end - lba, hole=True)
+                add_run(runs, hole_end - lba, True)
                 lba = hole_end
                 continue
             slot = yield from self.views.leaf(volume, leaf)
@@ -308,26 +308,26 @@ class Reader:
             holes = self.cache.arena[slot, first : first + count] == 0
             edges = [0, *(np.flatnonzero(holes[1:] != holes[:-1]) + 1).tolist(), count]
             for start, until in pairwise(edges):
-                _add_run(runs, until - start, hole=bool(holes[start]))
+                add_run(runs, until - start, bool(holes[start]))
             lba += count
-        return _clip(runs[:EXTENTS_MAX], offset % BLOCK_SIZE_BYTES, length)
+        return clip(runs[:EXTENTS_MAX], offset % BLOCK_SIZE_BYTES, length)
 
 
-def _add_run(runs: list[tuple[int, bool]], blocks: int, *, hole: bool) -> None:
-    if runs and runs[-1][1] == hole:
-        runs[-1] = (runs[-1][0] + blocks, hole)
+def add_run(runs: list[tuple[int, bool]], blocks: int, state: bool) -> None:  # noqa: FBT001 (what is counted, no switch)
+    if runs and runs[-1][1] == state:
+        runs[-1] = (runs[-1][0] + blocks, state)
     else:
-        runs.append((blocks, hole))
+        runs.append((blocks, state))
 
 
-def _clip(runs: list[tuple[int, bool]], skip: int, length: int) -> list[tuple[int, bool]]:
+def clip(runs: list[tuple[int, bool]], skip: int, length: int) -> list[tuple[int, bool]]:
     """Runs of blocks as byte extents that begin `skip` bytes into the first block and cover at most `length` bytes."""
     extents = []
     left = length
-    for blocks, hole in runs:
+    for blocks, state in runs:
         size = min((blocks << BLOCK_SHIFT) - skip, left)
         skip = 0
         if size > 0:
-            extents.append((size, hole))
+            extents.append((size, state))
             left -= size
     return extents

@@ -3,6 +3,9 @@
 Whatever a volume holds, this costs a node without a map. It is durable with the next checkpoint, which is when whoever
 asked is answered; the snapshot is of the moment at which it was asked for: all writes acknowledged before are in it,
 none that come after. Should the server die before the answer, there is no snapshot.
+
+Each snapshot has an **identity**, 16 bytes that no other has, save a copy of it in this or another pool that was made
+from a stream of it (docs/stream-format.md): two snapshots of one identity hold the same bytes.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from xxhash import xxh3_128_digest
+
 from holdfast.errors import HoldfastError, RequestError, RetryError
-from holdfast.pool.tables import SNAPSHOT_NAME_BYTES_MAX, VolumeRow
+from holdfast.pool.tables import NO_IDENTITY, SNAPSHOT_NAME_BYTES_MAX, VolumeRow
 from holdfast.volume.page_cache import PageCache
 from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings, apply_settings
 from holdfast.volume.versions import hide, place, predecessor, take_snapshot
@@ -25,13 +30,17 @@ SnapshotsAnswer = Callable[[list[Volume] | HoldfastError], None]
 class Snapshots:
     """All fields: loop thread."""
 
-    def __init__(self, volumes: Volumes, cache: PageCache) -> None:
+    def __init__(self, volumes: Volumes, cache: PageCache, *, pool_uuid: bytes) -> None:
+        self._pool_uuid = pool_uuid
         self._volumes = volumes
         self._cache = cache
 
-    def take(self, wanted: Sequence[tuple[str, str]], answer: SnapshotsAnswer) -> None:
+    def take(
+        self, wanted: Sequence[tuple[str, str]], answer: SnapshotsAnswer, *, identity: bytes = NO_IDENTITY
+    ) -> None:
         """Take a snapshot of each (volume, snapshot name), all of one moment. `answer` gets them once they are durable,
-        or the error, and then there is none of them."""
+        or the error, and then there is none of them. `identity`: of the one that this one is a copy of."""
+        assert identity == NO_IDENTITY or len(wanted) == 1
         volumes = self._volumes
         try:
             heads = [volumes.find(name) for name, _ in wanted]
@@ -44,7 +53,7 @@ class Snapshots:
         except HoldfastError as error:
             answer(error)
             return
-        nodes = [self._take(head, label) for head, (_, label) in zip(heads, wanted, strict=True)]
+        nodes = [self._take(head, label, identity) for head, (_, label) in zip(heads, wanted, strict=True)]
         names = [node.name for node in nodes]
         volumes.claim(names)
 
@@ -61,9 +70,13 @@ class Snapshots:
 
         volumes.scheduler.spawn(guarded(volumes.checkpoint()), f"snapshot {nodes[0].name}", taken)
 
-    def _take(self, head: Volume, label: str) -> Volume:
+    def _take(self, head: Volume, label: str, identity: bytes = NO_IDENTITY) -> Volume:
         volumes = self._volumes
-        node = volumes.make(self._new_row(head, label, Role.SNAPSHOT), head.group)
+        row = self._new_row(head, label, Role.SNAPSHOT)
+        if identity == NO_IDENTITY:
+            place_and_time = row.volume_id.to_bytes(8, "little") + row.created_ns.to_bytes(8, "little")
+            identity = xxh3_128_digest(self._pool_uuid + place_and_time)
+        node = volumes.make(replace(row, identity=identity), head.group)
         take_snapshot(head, node)
         return node
 

@@ -89,6 +89,7 @@ class Volume:
         "ground",
         "grounded",
         "group",
+        "identity",
         "keep_below",
         "keepers",
         "key_base",
@@ -162,6 +163,7 @@ class Volume:
         self.origin_id = row.origin_id  # L: the snapshot that it was cloned from, for those who ask
         self.reach_blocks = row.reach_blocks  # L: what lies behind is not looked for in the basis; 0: all is
         self.protected = row.protected  # L: not to be removed
+        self.identity = row.identity  # I: of a snapshot: of what it holds, in whatever pool (`snapshots.py`)
         self.row_bytes = 0  # L: what is held back for its row in the volume table
         self.dependents: list[Volume] = []  # L: those whose basis it is
         self.grounded = 0  # L: how many have it as their ground
@@ -219,6 +221,7 @@ class Volume:
             reach_blocks=self.reach_blocks,
             protected=self.protected,
             cutting=self.cutting,
+            identity=self.identity,
         )
 
     def count_mapped(self, change: int) -> None:

@@ -346,6 +346,12 @@ class OneExport:
     def find(self, name: str) -> Export | None:
         return Export(name=name, size_bytes=MIB)
 
+    def base(self, export: Export, snapshot: str) -> str | None:
+        return None
+
+    def bases(self, export: Export) -> list[str]:
+        return []
+
 
 def shake_hands_then_hang(listener: socket.socket, asked: threading.Event, end: threading.Event) -> None:
     """Accept two connections and negotiate; tell when the first one asks something; answer nothing."""

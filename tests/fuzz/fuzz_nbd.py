@@ -43,12 +43,21 @@ READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES, STATUS_OF = range(8)
 EPERM, EINVAL, ENOSPC, EOVERFLOW = 1, 22, 28, 75
 
 
+SNAPSHOTS = ("monday", "tuesday")
+
+
 class Directory:
     def names(self) -> list[str]:
         return [export.name for export in EXPORTS]
 
     def find(self, name: str) -> Export | None:
         return next((export for export in EXPORTS if export.name == (name or "disk0")), None)
+
+    def base(self, export: Export, snapshot: str) -> str | None:
+        return f"{export.name}@{snapshot}" if snapshot in SNAPSHOTS else None
+
+    def bases(self, export: Export) -> list[str]:
+        return list(SNAPSHOTS)
 
 
 # --- Streams ----------------------------------------------------------------------------------------------------------

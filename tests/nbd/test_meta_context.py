@@ -1,4 +1,4 @@
-"""The negotiation of metadata contexts: base:allocation, and nothing for any other name."""
+"""The negotiation of metadata contexts: base:allocation, changes since a snapshot, and nothing for any other name."""
 
 from __future__ import annotations
 
@@ -130,3 +130,81 @@ def test_lengths_that_do_not_add_up_are_invalid(machine: Handshake, number: int,
 def test_too_many_queries_are_too_big(machine: Handshake) -> None:
     machine.receive_data(meta_context(SET, "disk0", *["base:allocation"] * 257))
     assert kinds(answers(machine)) == [TOO_BIG]
+
+
+# --- Changes since a snapshot -----------------------------------------------------------------------------------------
+
+SINCE = "holdfast:changed-since:"
+
+
+@pytest.fixture
+def with_snapshots() -> Handshake:
+    exports = Exports([Export("disk0", 1 << 20), Export("disk1", 1 << 20)], ("monday", "tuesday"))
+    machine = handshake(exports)
+    machine.receive_data(STRUCTURED_REPLY)
+    machine.data_to_send()
+    return machine
+
+
+def changed_since(machine: Handshake, name: str = "disk0") -> str | None:
+    machine.receive_data(go(name))
+    assert machine.negotiated is not None
+    return machine.negotiated.changed_since
+
+
+def test_changes_since_a_snapshot_are_selected_with_an_id_of_their_own(with_snapshots: Handshake) -> None:
+    with_snapshots.receive_data(meta_context(SET, "disk0", SINCE + "monday", BASE))
+    assert answers(with_snapshots) == [
+        (SET, META_CONTEXT, struct.pack(">I", 1) + BASE.encode()),
+        (SET, META_CONTEXT, struct.pack(">I", 2) + SINCE.encode() + b"monday"),
+        (SET, ACK, b""),
+    ]
+    assert changed_since(with_snapshots) == "disk0@monday"
+
+
+def test_changes_alone_are_enough_to_ask_for_block_status(with_snapshots: Handshake) -> None:
+    with_snapshots.receive_data(meta_context(SET, "disk0", SINCE + "monday"))
+    answers(with_snapshots)
+    with_snapshots.receive_data(go("disk0"))
+    terms = with_snapshots.negotiated
+    assert terms is not None
+    assert terms.block_status
+    assert not terms.base_allocation
+
+
+def test_the_first_snapshot_that_there_is_counts(with_snapshots: Handshake) -> None:
+    with_snapshots.receive_data(meta_context(SET, "disk0", SINCE + "nobody", SINCE + "tuesday", SINCE + "monday"))
+    assert kinds(answers(with_snapshots)) == [META_CONTEXT, ACK]
+    assert changed_since(with_snapshots) == "disk0@tuesday"
+
+
+def test_a_later_choice_replaces_the_changes_too(with_snapshots: Handshake) -> None:
+    with_snapshots.receive_data(meta_context(SET, "disk0", SINCE + "monday"))
+    with_snapshots.receive_data(meta_context(SET, "disk0", BASE))
+    answers(with_snapshots)
+    assert changed_since(with_snapshots) is None
+
+
+def test_changes_selected_for_one_export_do_not_count_for_another(with_snapshots: Handshake) -> None:
+    with_snapshots.receive_data(meta_context(SET, "disk0", SINCE + "monday"))
+    answers(with_snapshots)
+    assert changed_since(with_snapshots, "disk1") is None
+
+
+@pytest.mark.parametrize(
+    ("queries", "listed"),
+    [
+        ((), [BASE, SINCE + "monday", SINCE + "tuesday"]),
+        (("holdfast:",), [SINCE + "monday", SINCE + "tuesday"]),
+        ((SINCE,), [SINCE + "monday", SINCE + "tuesday"]),
+        ((SINCE + "tuesday",), [SINCE + "tuesday"]),
+        ((SINCE + "tuesday", SINCE), [SINCE + "monday", SINCE + "tuesday"]),
+        ((SINCE + "nobody",), []),
+    ],
+)
+def test_listing_shows_what_can_be_compared_with(
+    with_snapshots: Handshake, queries: tuple[str, ...], listed: list[str]
+) -> None:
+    with_snapshots.receive_data(meta_context(LIST, "disk0", *queries))
+    assert [data[4:].decode() for _, kind, data in answers(with_snapshots) if kind == META_CONTEXT] == listed
+    assert changed_since(with_snapshots) is None

@@ -24,6 +24,7 @@ class Exports:
     """A directory of exports; the empty name is the only one, if there is only one."""
 
     exports: list[Export] = field(default_factory=lambda: [Export("disk0", SIZE_BYTES)])
+    snapshots: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         return [export.name for export in self.exports]
@@ -32,6 +33,12 @@ class Exports:
         if not name and len(self.exports) == 1:
             return self.exports[0]
         return next((export for export in self.exports if export.name == name), None)
+
+    def base(self, export: Export, snapshot: str) -> str | None:
+        return f"{export.name}@{snapshot}" if snapshot in self.snapshots else None
+
+    def bases(self, export: Export) -> list[str]:
+        return list(self.snapshots)
 
 
 # --- Handshake --------------------------------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ from holdfast.nbd.options import (
 from holdfast.nbd.protocol import (
     BASE_ALLOCATION,
     BASE_ALLOCATION_CONTEXT,
+    CHANGED_SINCE,
+    CHANGED_SINCE_CONTEXT,
     EXPORT_NAME_ZEROES,
     FLAG_C_FIXED_NEWSTYLE,
     FLAG_C_NO_ZEROES,
@@ -99,6 +101,8 @@ class Handshake:
 
     __slots__ = (
         "_client_flags",
+        "_context_base",
+        "_context_allocation",
         "_context_export",
         "_data",
         "_exports",
@@ -128,9 +132,10 @@ class Handshake:
         self._option_count = 0
         self._option_bytes_total = 0
         self._structured = False
-        # The name of the export for which base:allocation is selected.  The name and not merely the fact: a context
-        # counts only for the export that it was asked for.
+        # The contexts that are selected, and the name of the export for which they are: they count only for that one.
         self._context_export: str | None = None
+        self._context_allocation = False
+        self._context_base: str | None = None  # as the client named it
 
     def receive_data(self, data: bytes | memoryview) -> None:
         """Take in what was received.  The view is the caller's again when this returns."""
@@ -234,7 +239,8 @@ class Handshake:
     def _forget_contexts(self, option: int) -> None:
         # A SET replaces what was selected before even when it fails.
         if option == OPT_SET_META_CONTEXT:
-            self._context_export = None
+            self._context_export = self._context_base = None
+            self._context_allocation = False
 
     def _answer(self, option: int, data: bytes) -> None:
         """Carry out one option whose data is complete."""
@@ -323,18 +329,52 @@ class Handshake:
             self._fail(option, REP_ERR_TOO_BIG, f"more than {META_QUERY_COUNT_MAX} queries")
             return
         # Namespaces and leaves that are not known here are passed over, as the protocol demands.
-        selecting = option == OPT_SET_META_CONTEXT
-        if BASE_ALLOCATION in queries or (not selecting and (not queries or "base:" in queries)):
-            if selecting:
-                self._context_export = export.name
-            context_id = BASE_ALLOCATION_CONTEXT if selecting else 0
-            self._reply(option, REP_META_CONTEXT, encode_meta_context(context_id, BASE_ALLOCATION))
+        if option == OPT_SET_META_CONTEXT:
+            self._select_contexts(export, queries)
+        else:
+            self._list_contexts(export, queries)
         self._reply(option, REP_ACK)
 
+    def _select_contexts(self, export: Export, queries: list[str]) -> None:
+        self._context_export = export.name
+        if BASE_ALLOCATION in queries:
+            self._context_allocation = True
+            data = encode_meta_context(BASE_ALLOCATION_CONTEXT, BASE_ALLOCATION)
+            self._reply(OPT_SET_META_CONTEXT, REP_META_CONTEXT, data)
+        for query in queries:
+            if not query.startswith(CHANGED_SINCE):
+                continue
+            base = query.removeprefix(CHANGED_SINCE)
+            if self._exports.base(export, base) is not None:
+                self._context_base = base
+                self._reply(OPT_SET_META_CONTEXT, REP_META_CONTEXT, encode_meta_context(CHANGED_SINCE_CONTEXT, query))
+                break  # there is room for one; a client sees what it was given
+
+    def _list_contexts(self, export: Export, queries: list[str]) -> None:
+        names = []
+        if not queries or BASE_ALLOCATION in queries or "base:" in queries:
+            names.append(BASE_ALLOCATION)
+        if not queries or "holdfast:" in queries or CHANGED_SINCE in queries:
+            names += [CHANGED_SINCE + base for base in self._exports.bases(export)]
+        names += [
+            query
+            for query in dict.fromkeys(queries)
+            if query.startswith(CHANGED_SINCE)
+            and query not in names
+            and self._exports.base(export, query.removeprefix(CHANGED_SINCE)) is not None
+        ]
+        for name in names:
+            self._reply(OPT_LIST_META_CONTEXT, REP_META_CONTEXT, encode_meta_context(0, name))
+
     def _enter_transmission(self, export: Export) -> None:
+        selected = self._structured and self._context_export == export.name
+        base = None
+        if selected and self._context_base is not None:
+            base = self._exports.base(export, self._context_base)  # it may have been removed meanwhile
         self.negotiated = Negotiated(
             export=export,
             structured=self._structured,
-            base_allocation=self._structured and self._context_export == export.name,
+            base_allocation=selected and self._context_allocation,
+            changed_since=base,
         )
         self.trailing = bytes(self._data)

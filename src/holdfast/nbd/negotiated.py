@@ -66,6 +66,14 @@ class ExportDirectory(Protocol):
         """The export with this name, or None. The empty name is the default export: the only one, for example."""
         ...
 
+    def base(self, export: Export, snapshot: str) -> str | None:
+        """The name of the export that `changed-since:SNAPSHOT` means for this one, or None if there is none."""
+        ...
+
+    def bases(self, export: Export) -> list[str]:
+        """What a client that asks is told that it can say for SNAPSHOT: not more than fits into an answer."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
@@ -74,9 +82,15 @@ class Negotiated:
     export: Export
     structured: bool
     base_allocation: bool  # the context BASE_ALLOCATION_CONTEXT is selected; implies `structured`
+    changed_since: str | None = None  # likewise CHANGED_SINCE_CONTEXT: the name of the export that is compared with
 
     def __post_init__(self) -> None:
-        assert self.structured or not self.base_allocation
+        assert self.structured or not self.block_status
+
+    @property
+    def block_status(self) -> bool:
+        """True if there is something to answer BLOCK_STATUS with."""
+        return self.base_allocation or self.changed_since is not None
 
 
 def transmission_flags(export: Export, *, structured: bool) -> int:

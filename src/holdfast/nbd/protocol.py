@@ -128,6 +128,12 @@ BASE_ALLOCATION_CONTEXT: Final = 1  # the id that we give it; the protocol leave
 STATE_HOLE: Final = 1 << 0
 STATE_ZERO: Final = 1 << 1
 
+# A context of our own: followed by the name of a snapshot, it tells what is not as it was then. One can be selected.
+CHANGED_SINCE: Final = "holdfast:changed-since:"
+CHANGED_SINCE_CONTEXT: Final = 2
+
+STATE_CHANGED: Final = 1 << 0
+
 BLOCK_STATUS_EXTENTS_MAX: Final = 1 << 20  # in one chunk
 
 # --- Sizes that the document leaves to the server ---------------------------------------------------------------------

@@ -151,16 +151,21 @@ def error_offset_chunk(
 
 
 def block_status_chunk(
-    out: memoryview, at: int, cookie: int, extents: Sequence[tuple[int, int]], final: bool = True
+    out: memoryview,
+    at: int,
+    cookie: int,
+    extents: Sequence[tuple[int, int]],
+    final: bool = True,
+    context: int = BASE_ALLOCATION_CONTEXT,
 ) -> int:
-    """The base:allocation status of consecutive extents, from the offset of the request on: (length, flags) each.
+    """The status of consecutive extents, from the offset of the request on: (length, flags) each.
 
-    The flags are STATE_HOLE and STATE_ZERO.  Every length is positive, and all but the last extent lie within the
+    The flags of base:allocation are STATE_HOLE and STATE_ZERO.  Every length is positive, and all but the last extent lie within the
     request; with REQ_ONE there is exactly one, no longer than the request.
     """
     assert 0 < len(extents) <= BLOCK_STATUS_EXTENTS_MAX, len(extents)
     word = _BLOCK_STATUS_FINAL if final else _BLOCK_STATUS_MORE
-    BLOCK_STATUS_CHUNK.pack_into(out, at, word, cookie, 4 + 8 * len(extents), BASE_ALLOCATION_CONTEXT)
+    BLOCK_STATUS_CHUNK.pack_into(out, at, word, cookie, 4 + 8 * len(extents), context)
     at += BLOCK_STATUS_CHUNK_BYTES
     pack_extent = _EXTENT.pack_into
     for length, flags in extents:

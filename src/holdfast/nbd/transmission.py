@@ -99,7 +99,7 @@ class RequestReader:
     """
 
     __slots__ = (
-        "_base_allocation",
+        "_block_status",
         "_disconnected",
         "_flags_allowed",
         "_hot_read_bytes_max",
@@ -126,7 +126,7 @@ class RequestReader:
         self._read_only = export.read_only
         self._maximum_payload_bytes = export.maximum_payload_bytes
         self._minimum_block_mask = export.minimum_block_bytes - 1
-        self._base_allocation = negotiated.base_allocation
+        self._block_status = negotiated.block_status
         self._flags_allowed = dict(_FLAGS_ALLOWED)
         if negotiated.structured:
             self._flags_allowed[CMD_READ] |= CMD_FLAG_DF
@@ -312,7 +312,7 @@ class RequestReader:
         if command == CMD_READ and length > self._maximum_payload_bytes:
             # The document reserves EOVERFLOW for reads that may not be fragmented.
             return EOVERFLOW if flags & CMD_FLAG_DF else EINVAL
-        if command == CMD_BLOCK_STATUS and not (self._base_allocation and length):
+        if command == CMD_BLOCK_STATUS and not (self._block_status and length):
             # No context was selected; or no extent, which may not be empty, could answer it.
             return EINVAL
         return 0

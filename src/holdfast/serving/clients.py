@@ -27,6 +27,8 @@ from holdfast.volume.volume import Role, Volume
 # How long the clients' requests may take to finish once the server is told to stop.
 DRAIN_NS_MAX = 10_000_000_000
 DRAIN_LOOK_NS = 10_000_000
+# The newest snapshots of a volume, told to those who ask what its state can be compared with.
+BASES_LISTED_MAX = 256
 # Turns of the engine in one answering; then the sockets have been waiting long enough.
 TURNS_MAX = 5
 # Of NBD_OPT_LIST. Who asks wants to know which disks there are, and asks again for each of them (`nbdinfo --list` opens
@@ -130,13 +132,25 @@ class Clients:
             return None
         return Export(name=volume.name, size_bytes=volume.size_bytes, read_only=volume.role is not Role.VOLUME)
 
+    def base(self, export: Export, snapshot: str) -> str | None:
+        volume_name = export.name.partition("@")[0]
+        name = snapshot if "@" in snapshot else f"{volume_name}@{snapshot}"
+        base = self.engine.by_name.get(name)
+        return name if base is not None and base.role is Role.SNAPSHOT and not base.removing else None
+
+    def bases(self, export: Export) -> list[str]:
+        node = self.engine.by_name[export.name]
+        snapshots = self.engine.volumes.snapshots_of(node if node.parent is None else node.parent)
+        return [snapshot.label for snapshot in snapshots[-BASES_LISTED_MAX:]]
+
     # ---- end
 
     def disconnect(self, volumes: Collection[Volume]) -> None:
-        """Hang up on all clients of these volumes and snapshots."""
+        """Hang up on all clients of these volumes and snapshots, also on those that compare others with them."""
         chosen = set(volumes)
         for connection in list(self.connections):
-            if connection.session is not None and connection.session.volume in chosen:
+            session = connection.session
+            if session is not None and (session.volume in chosen or session.base in chosen):
                 connection.close()
 
     def drain(self, drained: Callable[[], None]) -> None:

@@ -4,7 +4,8 @@ The hot path of the server runs through `submit`: a batch of requests, parsed ou
 order and answered into the reply buffer that all connections share, to be sent at once. What cannot be done at once is
 begun here and answers later:
 
-    waiting_read.py    reads from the disk, in chunks or in one piece; block status
+    waiting_read.py    reads from the disk, in chunks or in one piece
+    block_status.py    what is a hole, and what changed since a snapshot
     waiting_write.py   writes with flags, of parts of blocks, in pieces
     in_flight.py       what was begun and is not answered, and how it ends
     outgoing.py        the replies of these, behind those of the batch
@@ -42,6 +43,7 @@ from holdfast.nbd.protocol import (
     LARGE_READ_BYTES,
 )
 from holdfast.nbd.transmission import REJECT, WRITE_PIECE, Request
+from holdfast.serving.block_status import BlockStatus
 from holdfast.serving.in_flight import InFlight
 from holdfast.serving.outgoing import Outgoing
 from holdfast.serving.waiting_read import READ_PIECE_BYTES, WaitingReads
@@ -76,6 +78,8 @@ class Session:
         the group that pays for this client; None: the volume's."""
         self.engine = engine  # I
         self.volume = volume  # I
+        base = negotiated.changed_since
+        self.base = None if base is None else engine.by_name[base]  # I: the snapshot that it is compared with
         self._peer_group = payer  # I
         self.structured = negotiated.structured  # I
         self.out = out  # I
@@ -90,9 +94,14 @@ class Session:
         self.reads = WaitingReads(  # I
             engine, volume, self.in_flight, self.outgoing, payer=payer, piece=piece, piece_limit=piece_limit
         )
+        self.block_status = BlockStatus(  # I
+            engine, volume, self.base, self.in_flight, self.outgoing, allocation=negotiated.base_allocation
+        )
         self.writes = WaitingWrites(engine, volume, self.in_flight, payer=payer)  # I
         self._ready = ready  # I
         volume.connections += 1
+        if self.base is not None:
+            self.base.connections += 1  # it must not be removed under its client either
 
     @property
     def kept_bytes(self) -> int:
@@ -127,6 +136,8 @@ class Session:
         self.backlog.clear()
         self.outgoing.later.clear()
         self.volume.connections -= 1
+        if self.base is not None:
+            self.base.connections -= 1
         self.in_flight.close()
 
     # ---- the hot path
@@ -257,7 +268,7 @@ class Session:
             self.in_flight.spawn_change(work, "CACHE", cookie, flags)
         else:
             assert command == CMD_BLOCK_STATUS, command
-            self.reads.begin_block_status(cookie, flags, offset, length)
+            self.block_status.begin(cookie, flags, offset, length)
         return None
 
     def _begin_zeroes(self, cookie: int, flags: int, offset: int, length: int) -> None:

@@ -1,4 +1,4 @@
-"""Reads that the hot path could not answer from memory, and block status.
+"""Reads that the hot path could not answer from memory.
 
 Between `Session` and the engine's `Reader`. Such a read goes one of these ways:
 
@@ -20,12 +20,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from holdfast.engine import Engine
-from holdfast.errors import HoldfastError
 from holdfast.memory.context import CLIENT
 from holdfast.memory.group import Group, Kind
 from holdfast.memory.policy import NEVER_NS, obtain
 from holdfast.nbd import replies
-from holdfast.nbd.protocol import CMD_FLAG_DF, CMD_FLAG_REQ_ONE, STATE_HOLE, STATE_ZERO
+from holdfast.nbd.protocol import CMD_FLAG_DF
 from holdfast.pool.block import first_mismatch
 from holdfast.runtime.ports import Io
 from holdfast.serving.in_flight import REQUESTS_IN_FLIGHT_MAX, InFlight
@@ -77,9 +76,6 @@ class WaitingReads:
 
     def begin(self, cookie: int, flags: int, offset: int, length: int) -> None:
         self.in_flight.spawn(self._read(cookie, flags, offset, length), "READ", self.in_flight.end)
-
-    def begin_block_status(self, cookie: int, flags: int, offset: int, length: int) -> None:
-        self.in_flight.spawn(self._block_status(cookie, flags, offset, length), "BLOCK_STATUS", self.in_flight.end)
 
     def begin_cold(self, cookie: int, offset: int, length: int) -> bool:
         """Begin a small read whose blocks lie in one piece on the disk: the usual case of a read that has to wait,
@@ -232,27 +228,6 @@ class WaitingReads:
                 self._release(payer, count)
                 at += count
         outgoing.end_exclusive()
-
-    def _block_status(self, cookie: int, flags: int, offset: int, length: int) -> Work:
-        outgoing = self.outgoing
-        try:
-            # An answer can have 64 KiB: for a client that takes none it is not kept, but made again when there is room.
-            while True:
-                while outgoing.blocked:
-                    yield outgoing.room
-                extents = yield from self.engine.reader.extents(self.volume, offset, length)
-                if not outgoing.blocked:
-                    break
-        except HoldfastError as error:
-            self.engine.complaints.answer(error, self.volume.name)
-            outgoing.error(cookie, error.errno, chunk=True)
-            return
-        if flags & CMD_FLAG_REQ_ONE:
-            extents = extents[:1]
-        words = [(size, STATE_HOLE | STATE_ZERO if hole else 0) for size, hole in extents]
-        chunk = memoryview(bytearray(replies.BLOCK_STATUS_CHUNK_BYTES + replies.EXTENT_BYTES * len(words)))
-        replies.block_status_chunk(chunk, 0, cookie, words, True)
-        outgoing.append(chunk)
 
 
 def _piece(offset: int, at: int, length: int, limit: int) -> int:

@@ -46,7 +46,7 @@ from holdfast.serving.control_connection import ControlSocket
 from holdfast.serving.listing import list_snapshots, list_volumes, volume_info
 from holdfast.serving.metrics import PoolMetrics
 from holdfast.serving.pool import PoolOptions, ServedPool
-from holdfast.serving.settings import group_limits, pairs, volume_settings
+from holdfast.serving.settings import group_limits, identity, pairs, volume_settings
 from holdfast.serving.status import group_info, list_groups, pool_status, statistics, volume_resized, wait_list
 from holdfast.units import BLOCK_SHIFT, format_size
 from holdfast.volume.groups import TenantGroup
@@ -360,7 +360,7 @@ class Server:
             else:
                 reply(VolumeList(volumes=[self._info(node) for node in outcome]))
 
-        self.engine.snapshots.take(pairs(wanted), answer)
+        self.engine.snapshots.take(pairs(wanted), answer, identity=identity(wanted))
 
     def clone_volume(self, source: str, wanted: CloneVolume, reply: ServiceReply) -> None:
         settings = volume_settings(self.engine, wanted)

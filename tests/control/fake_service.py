@@ -170,7 +170,10 @@ class FakeService:
                 reply(RequestError("there is such a snapshot already"))
                 return
             pairs = zip(wanted.names, heads, strict=True)
-            reply(VolumeList(volumes=[self.add(name, head.size_bytes) for name, head in pairs]))
+            taken = [self.add(name, head.size_bytes) for name, head in pairs]
+            for info in taken:
+                self.known[info.name] = replace(info, identity=wanted.identity or f"{info.id:032x}")
+            reply(VolumeList(volumes=[self.known[info.name] for info in taken]))
 
         self._answer(answer)
 

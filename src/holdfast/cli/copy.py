@@ -26,7 +26,7 @@ from holdfast.cli.locate import PLACE, PoolPath, is_pool
 from holdfast.cli.output import print_json
 from holdfast.control.api import CreateVolume, VolumeInfo
 from holdfast.control.client import ControlClient
-from holdfast.control.names import validate_volume_name
+from holdfast.control.names import validate_name
 from holdfast.errors import NotFoundError, RequestError
 from holdfast.units import GIB, format_size
 
@@ -219,7 +219,7 @@ def _volume_of(text: str) -> PoolPath | None:
     if not is_pool(path.parent):
         return None
     try:
-        return PoolPath(path.parent, validate_volume_name(path.name))
+        return PoolPath(path.parent, validate_name(path.name))
     except RequestError as error:
         raise CommandError(str(error)) from error
 

@@ -95,10 +95,11 @@ class CloneVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     group: str | None = None
 
 
-class TakeSnapshots(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TakeSnapshots(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Of several volumes at one moment, each as VOLUME@SNAPSHOT."""
 
     names: list[str]
+    identity: str = ""  # of one snapshot: it is a copy of the one that has this identity
 
 
 class ChangeVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -115,6 +116,15 @@ class ChangeVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 class AcknowledgeLoss(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     loss_epoch: int
+
+
+def validate_identity(wanted: TakeSnapshots) -> None:
+    """Raise RequestError unless the identity is one, of one snapshot, or left out."""
+    identity = wanted.identity
+    if identity and (len(identity) != 32 or not set(identity) <= set("0123456789abcdef")):
+        raise RequestError("an identity has 32 hexadecimal digits")
+    if identity and len(wanted.names) != 1:
+        raise RequestError("an identity is that of one snapshot; name one")
 
 
 # --- Answers ----------------------------------------------------------------------------------------------------------
@@ -154,6 +164,7 @@ class VolumeInfo(Struct, frozen=True, kw_only=True):
     protected: bool = False  # it cannot be removed
     snapshots: int = 0  # of a volume: how many it has
     snapshots_bytes: int = 0  # ... and `mapped_bytes` of all of them
+    identity: str = ""  # of a snapshot: what it holds, in whatever pool; 32 hexadecimal digits
 
 
 class VolumeList(Struct, frozen=True, kw_only=True):

@@ -69,6 +69,7 @@ from holdfast.control.api import (
     TakeSnapshots,
     VolumeList,
     describe_error,
+    validate_identity,
     validate_quota,
     validate_volume_size,
     validate_wait,
@@ -352,6 +353,7 @@ class ControlConnection:
             raise RequestError("no snapshot is named; give at least one as VOLUME@SNAPSHOT")
         for name in wanted.names:
             validate_snapshot_name(name)
+        validate_identity(wanted)
         return wanted
 
     def _expect_no_body(self) -> None:

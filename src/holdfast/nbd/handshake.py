@@ -101,8 +101,8 @@ class Handshake:
 
     __slots__ = (
         "_client_flags",
-        "_context_base",
         "_context_allocation",
+        "_context_base",
         "_context_export",
         "_data",
         "_exports",

@@ -160,8 +160,8 @@ def block_status_chunk(
 ) -> int:
     """The status of consecutive extents, from the offset of the request on: (length, flags) each.
 
-    The flags of base:allocation are STATE_HOLE and STATE_ZERO.  Every length is positive, and all but the last extent lie within the
-    request; with REQ_ONE there is exactly one, no longer than the request.
+    The flags of base:allocation are STATE_HOLE and STATE_ZERO.  Every length is positive, and all but the last extent
+    lie within the request; with REQ_ONE there is exactly one, no longer than the request.
     """
     assert 0 < len(extents) <= BLOCK_STATUS_EXTENTS_MAX, len(extents)
     word = _BLOCK_STATUS_FINAL if final else _BLOCK_STATUS_MORE

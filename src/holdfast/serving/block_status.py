@@ -68,9 +68,8 @@ class BlockStatus:
         last = max(found)
         reply = bytearray()
         for context, extents in found.items():
-            if flags & CMD_FLAG_REQ_ONE:
-                extents = extents[:1]
-            words = [(size, _STATES[context] if state else 0) for size, state in extents]
+            told = extents[:1] if flags & CMD_FLAG_REQ_ONE else extents
+            words = [(size, _STATES[context] if state else 0) for size, state in told]
             chunk = bytearray(replies.BLOCK_STATUS_CHUNK_BYTES + replies.EXTENT_BYTES * len(words))
             replies.block_status_chunk(memoryview(chunk), 0, cookie, words, context == last, context)
             reply += chunk

@@ -119,6 +119,7 @@ def _info(engine: Engine, volume: Volume, uris: list[str], snapshots: Sum) -> Vo
         group=volume.group.name,
         loss_epoch=volume.loss_epoch,
         loss_open=volume.loss_open,
+        identity=volume.identity.hex() if volume.role is Role.SNAPSHOT else "",
         created=datetime.fromtimestamp(volume.created_ns / 1e9, UTC).isoformat(timespec="seconds"),
         kind="snapshot" if volume.role is Role.SNAPSHOT else "volume",
         origin="" if origin is None or origin.role is not Role.SNAPSHOT else origin.name,

@@ -22,7 +22,7 @@ from holdfast.pool.tables import GroupLimits
 from holdfast.runtime.loop import EventLoop
 from holdfast.serving.listing import list_snapshots, list_volumes, volume_info
 from holdfast.serving.pool import PoolOptions, ServedPool
-from holdfast.serving.settings import group_limits, pairs, volume_settings
+from holdfast.serving.settings import group_limits, identity, pairs, volume_settings
 from holdfast.serving.status import group_info, list_groups, pool_status, volume_resized
 from holdfast.volume.groups import TenantGroup
 from holdfast.volume.resize import Resized
@@ -85,7 +85,7 @@ class OfflinePool:
         return VolumeRemoved(removed=name, snapshots=len(chosen) - 1)
 
     def take_snapshots(self, wanted: TakeSnapshots) -> VolumeList:
-        taken = self._run(lambda answer: self._engine.snapshots.take(pairs(wanted), answer))
+        taken = self._run(lambda answer: self._engine.snapshots.take(pairs(wanted), answer, identity=identity(wanted)))
         assert isinstance(taken, list)
         return VolumeList(volumes=[self._info(node) for node in taken])
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
-from holdfast.control.api import ChangeVolume, CloneVolume, CreateVolume, TakeSnapshots
+from holdfast.control.api import ChangeVolume, CloneVolume, CreateVolume, TakeSnapshots, validate_identity
 from holdfast.control.group_api import ChangeGroup, validate_cgroup, validate_group
 from holdfast.control.names import validate_snapshot_name
 from holdfast.engine import Engine
-from holdfast.pool.tables import NO_UID, GroupLimits
+from holdfast.pool.tables import NO_IDENTITY, NO_UID, GroupLimits
 from holdfast.volume.settings import VolumeSettings
 from holdfast.volume.volume import OnError, OnFull, ReadOnly
 
@@ -36,6 +36,12 @@ def pairs(wanted: TakeSnapshots) -> list[tuple[str, str]]:
         volume, _at, label = validate_snapshot_name(name).partition("@")
         found.append((volume, label))
     return found
+
+
+def identity(wanted: TakeSnapshots) -> bytes:
+    """Of the snapshot to be taken, if it is the copy of another one. Raises RequestError."""
+    validate_identity(wanted)
+    return bytes.fromhex(wanted.identity) or NO_IDENTITY
 
 
 def group_limits(change: ChangeGroup, before: GroupLimits) -> GroupLimits:

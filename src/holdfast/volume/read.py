@@ -313,7 +313,7 @@ class Reader:
         return clip(runs[:EXTENTS_MAX], offset % BLOCK_SIZE_BYTES, length)
 
 
-def add_run(runs: list[tuple[int, bool]], blocks: int, state: bool) -> None:  # noqa: FBT001 (what is counted, no switch)
+def add_run(runs: list[tuple[int, bool]], blocks: int, state: bool) -> None:
     if runs and runs[-1][1] == state:
         runs[-1] = (runs[-1][0] + blocks, state)
     else:

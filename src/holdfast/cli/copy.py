@@ -6,17 +6,11 @@ served for the time of the copy by a child process on a socket of its own, and l
 
 from __future__ import annotations
 
-import ctypes
-import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeAlias
-from urllib.parse import quote
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 from msgspec import Struct
@@ -24,8 +18,9 @@ from msgspec import Struct
 from holdfast.cli.command import EXIT_NO, CommandError, ManualCommand, print_error
 from holdfast.cli.locate import PLACE, PoolPath, is_pool
 from holdfast.cli.output import print_json
-from holdfast.control.api import CreateVolume, VolumeInfo
-from holdfast.control.client import ControlClient
+from holdfast.cli.progress import progress_bar
+from holdfast.cli.reach import ReachedPool, reach_pool
+from holdfast.control.api import CreateVolume
 from holdfast.control.names import validate_name
 from holdfast.errors import NotFoundError, RequestError
 from holdfast.units import GIB, format_size
@@ -36,8 +31,7 @@ if TYPE_CHECKING:
 
     _Place: TypeAlias = FilePlace | NbdPlace
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
+STANDARD = "-"  # as SRC or DST: standard input or output
 
 
 class CopyReport(Struct, frozen=True, kw_only=True):
@@ -54,18 +48,33 @@ class CopyReport(Struct, frozen=True, kw_only=True):
 @click.command(
     name="copy",
     cls=ManualCommand,
-    exit_codes={1: "the copy differs (--verify), or the pool refused: no such volume, no space"},
+    exit_codes={
+        1: "the copy differs (--verify), the stream is damaged or does not fit, or the pool refused: no such volume, "
+        "no space"
+    },
     examples=[
         ("An image into a new volume", "holdfast copy debian.raw ./pool/disk0"),
         ("A volume into a sparse file, compared afterwards", "holdfast copy --verify ./pool/disk0 backup.raw"),
         ("A block device into a volume", "holdfast copy /dev/sdb ./pool/disk1"),
         ("From another NBD server", "holdfast copy nbd://host/export ./pool/disk2"),
+        ("A snapshot into a raw file", "holdfast copy ./pool/disk0@monday monday.raw"),
+        ("A snapshot as a stream", "holdfast copy --stream ./pool/disk0@monday monday.hfs"),
+        ("What changed from one snapshot to the next", "holdfast copy ./pool/disk0@monday..tuesday tuesday.hfs"),
+        ("Streams into another pool, one after the other", "holdfast copy monday.hfs /backup/pool/disk0"),
+        (
+            "Without a file in between",
+            "holdfast copy ./pool/disk0@monday..tuesday - | ssh host holdfast copy - /backup/pool/disk0",
+        ),
     ],
 )
 @click.argument("source", type=PLACE, metavar="SRC")
 @click.argument("target", type=PLACE, metavar="DST")
 @click.option("--create/--no-create", default=True, help="Create the volume DST with the size of SRC if it is missing.")
 @click.option("--verify", is_flag=True, help="Read both back afterwards and compare them.")
+@click.option("--stream", is_flag=True, help="Write the snapshot SRC to DST as a stream, for increments to follow.")
+@click.option("--resume", is_flag=True, help="Go on with a stream whose export or import was broken off.")
+@click.option("--force", is_flag=True, help="Apply a stream to a volume that it does not fit, or that holds data.")
+@click.option("--raw", is_flag=True, help="Copy a SRC that is a stream as it is, as the content of a disk.")
 @click.option("--connections", type=click.IntRange(1, 64), default=2, help="NBD connections, each with a thread.")
 @click.option("--requests", type=click.IntRange(1, 256), default=8, help="Requests in flight on each connection.")
 @click.option("--no-progress", is_flag=True, help="Show no progress bar. There is none without a terminal anyway.")
@@ -76,6 +85,10 @@ def command(
     target: str,
     create: bool,
     verify: bool,
+    stream: bool,
+    resume: bool,
+    force: bool,
+    raw: bool,
     connections: int,
     requests: int,
     no_progress: bool,
@@ -85,29 +98,63 @@ def command(
     """Copy SRC to DST, one of them a volume.
 
     SRC and DST are a file, a block device, a volume as POOL/NAME, or an NBD URI (nbd://HOST/NAME or
-    nbd+unix:///NAME?socket=PATH); at least one is a volume or a URI.  The pool may be served or idle.
+    nbd+unix:///NAME?socket=PATH); at least one is a volume or a URI.  The pool may be served or idle.  SRC may be a
+    snapshot, POOL/NAME@SNAPSHOT.
 
     Holes and zeroes take no space where they arrive.  All is durable when the command ends.  A file DST is replaced;
     a volume or a device DST must be at least as large as SRC, and keeps what it has behind the end of SRC.
+
+    POOL/NAME@A..B is what changed from snapshot A to snapshot B: DST, a file or - for standard output, gets it as a
+    stream, which has a checksum on everything; --stream makes one of a whole snapshot.  A stream as SRC, or - for
+    standard input, is applied to the volume DST: a whole one makes it, an increment needs the snapshot that it begins
+    with, unchanged.  DST then gets the snapshot that the stream ends with (another name: POOL/NAME@SNAPSHOT), so that
+    the next increment fits.
     """
+    from holdfast.cli import stream_copy
     from holdfast.cli.places import check_fits
+    from holdfast.cli.stream_file import is_stream
     from holdfast.cli.transfer import DifferentError, compare, transfer
 
     show_progress = not (no_progress or quiet or as_json) and sys.stderr.isatty()
     began = time.monotonic()
     with ExitStack() as stack:
         ends = _Ends(stack, requests=requests)
+        wanted = stream_copy.Wanted(requests, resume, force, create, show_progress, quiet, as_json)
+        span = stream_copy.span_of(source, stream=stream)
+        where = None if target == STANDARD else _volume_of(target)
+        to_import = span is None and not raw and not ends.is_remote(source) and is_stream(source)
+        if span is not None or (to_import and where is not None):
+            if verify:
+                raise CommandError("a stream has a checksum on everything, tried by each import; leave out --verify")
+            if span is None:
+                assert where is not None
+                stream_copy.import_(source, where, ends.reach, wanted)
+            elif ends.is_remote(target):
+                raise CommandError(f"{target}: a stream is written to a file, or to -; import that into a volume")
+            else:
+                stream_copy.export(span, target, source, ends.reach, wanted)
+            return 0
+        if to_import:
+            raise CommandError(
+                f"{source} is a stream: import it into a volume, POOL/NAME, or copy it as it is with --raw"
+            )
+        if resume or force:
+            raise CommandError("--resume and --force are for streams; other copies are simply made anew")
+        if STANDARD in (source, target):
+            raise CommandError("only a stream goes through a pipe: - is for POOL/NAME@A..B or --stream, and for import")
+        if where is not None and "@" in (where.name or ""):
+            raise CommandError(f"{target}: a snapshot stays as it is; name a volume")
         if not ends.is_remote(source) and not ends.is_remote(target):
             raise CommandError(f"{source} and {target} are both files; name a volume as POOL/NAME, or use cp --sparse")
         left = ends.open_source(source)
         right = ends.open_target(target, source, left.size_bytes, create=create)
         check_fits(left, source, right, target)
-        with _progress("copying", left.size_bytes, show=show_progress) as progress:
+        with progress_bar("copying", left.size_bytes, show=show_progress) as progress:
             moved = transfer(left, right, connections=connections, progress=progress)
         seconds = time.monotonic() - began
         different_at = None
         if verify:
-            with _progress("comparing", left.size_bytes, show=show_progress) as progress:
+            with progress_bar("comparing", left.size_bytes, show=show_progress) as progress:
                 try:
                     compare(left, right, connections=connections, progress=progress)
                 except DifferentError as error:
@@ -151,11 +198,11 @@ class _Ends:
     def __init__(self, stack: ExitStack, *, requests: int) -> None:
         self._stack = stack
         self._requests = requests
-        self._pools: dict[Path, _ReachedPool] = {}
+        self._pools: dict[Path, ReachedPool] = {}
 
     @staticmethod
     def is_remote(text: str) -> bool:
-        return "://" in text or _volume_of(text) is not None
+        return text != STANDARD and ("://" in text or _volume_of(text) is not None)
 
     def open_source(self, text: str) -> _Place:
         from holdfast.cli.nbd_session import NbdAddress
@@ -165,7 +212,7 @@ class _Ends:
         if "://" in text:
             place = NbdPlace(NbdAddress.parse(text), depth=self._requests)
         elif (where := _volume_of(text)) is not None:
-            pool = self._reach(where.pool)
+            pool = self.reach(where.pool)
             uri = pool.uri_of(where, pool.client.volume(where.name or ""))
             place = NbdPlace(NbdAddress.parse(uri), depth=self._requests)
         else:
@@ -182,7 +229,7 @@ class _Ends:
         if "://" in text:
             place = NbdPlace(NbdAddress.parse(text), depth=self._requests, write_size_bytes=size_bytes)
         elif (where := _volume_of(text)) is not None:
-            pool = self._reach(where.pool)
+            pool = self.reach(where.pool)
             created = False
             assert where.name is not None
             try:
@@ -204,10 +251,10 @@ class _Ends:
         self._stack.callback(place.close)
         return place
 
-    def _reach(self, pool: Path) -> _ReachedPool:
+    def reach(self, pool: Path) -> ReachedPool:
         key = pool.resolve()
         if key not in self._pools:
-            self._pools[key] = self._stack.enter_context(_reach_pool(pool))
+            self._pools[key] = self._stack.enter_context(reach_pool(pool))
         return self._pools[key]
 
 
@@ -222,102 +269,3 @@ def _volume_of(text: str) -> PoolPath | None:
         return PoolPath(path.parent, validate_name(path.name))
     except RequestError as error:
         raise CommandError(str(error)) from error
-
-
-class _ReachedPool:
-    """A pool whose volumes can be connected to: its control client, and the socket of our own server if it has one."""
-
-    def __init__(self, client: ControlClient, socket_path: Path | None) -> None:
-        self.client = client
-        self.socket_path = socket_path
-
-    def uri_of(self, where: PoolPath, info: VolumeInfo) -> str:
-        if self.socket_path is not None:
-            return f"nbd+unix:///{info.name}?socket={quote(str(self.socket_path))}"
-        # The Unix socket is the faster one.
-        uris = sorted(info.uris, key=lambda uri: not uri.startswith("nbd+unix:"))
-        if not uris:
-            raise CommandError(f"{where}: the server of the pool accepts no NBD clients; serve it with --nbd unix:PATH")
-        return uris[0]
-
-
-@contextmanager
-def _reach_pool(pool: Path) -> Iterator[_ReachedPool]:
-    client = ControlClient.connect_if_served(pool)
-    if client is not None:
-        with client:
-            yield _ReachedPool(client, None)
-        return
-    with tempfile.TemporaryDirectory(prefix="holdfast-copy-") as directory, _serve(pool, Path(directory)) as path:
-        client = ControlClient.connect_if_served(pool)
-        if client is None:
-            raise CommandError(f"{pool}: the server started for this copy cannot be reached; try holdfast serve {pool}")
-        with client:
-            yield _ReachedPool(client, path)
-
-
-@contextmanager
-def _serve(pool: Path, directory: Path) -> Iterator[Path]:
-    """Serve an idle pool by a child process until the end of the block; gives its NBD socket."""
-    socket_path = directory / "nbd.sock"
-    command_line = [sys.executable, "-m", "holdfast.cli.main", "serve", str(pool), "--nbd", f"unix:{socket_path}"]
-    with (
-        open(directory / "log", "w+") as log,
-        subprocess.Popen(
-            [*command_line, "--log-level", "warning"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            # Killed with SIGKILL we could not stop it: it stops itself then.
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 (no thread of ours runs yet)
-        ) as server,
-    ):
-        try:
-            assert server.stdout is not None
-            _wait_ready(server.stdout, log, pool)
-            yield socket_path
-        finally:
-            server.terminate()
-
-
-def _wait_ready(output: IO[str], log: IO[str], pool: Path) -> None:
-    for line in output:
-        if line.startswith("ready "):
-            return
-    log.seek(0)
-    said = log.read().strip().splitlines() or ["it said nothing"]
-    raise CommandError(f"{pool}: the pool cannot be served for this copy: {said[-1].removeprefix('holdfast: ')}")
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-# --- Progress ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress(what: str, size_bytes: int, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error; gives the function that is told the bytes done so far."""
-    if not show:
-        yield lambda done_bytes: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    # The bar is drawn when we say so: a thread of its own would only contend with those that copy.
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
-        task = bar.add_task(what, total=size_bytes)
-
-        def show_done(done_bytes: int) -> None:
-            bar.update(task, completed=done_bytes, refresh=True)
-
-        yield show_done

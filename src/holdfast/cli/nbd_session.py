@@ -91,20 +91,21 @@ class NbdAddress:
 class NbdSession:
     """A connection in its transmission phase. Used by one thread at a time."""
 
-    def __init__(self, address: NbdAddress, *, depth: int = 8) -> None:
-        """Connect and come to terms. Raises CommandError or HoldfastError in the words of who refused."""
+    def __init__(self, address: NbdAddress, *, depth: int = 8, changed_since: str = "") -> None:
+        """Connect and come to terms, for `changes` with the name of a snapshot. Raises CommandError or HoldfastError in
+        the words of who refused."""
         self.address = address
         self.depth = depth
         self._socket = _connect(address)
         try:
-            self.terms = _shake_hands(self._socket, address)
+            self.terms = _shake_hands(self._socket, address, changed_since)
         except BaseException:
             self._socket.close()
             raise
         self.transfer_bytes_max = min(TRANSFER_BYTES_MAX, self.terms.maximum_payload_bytes)
         self._pending: dict[int, tuple[int, int, int, Sink | None]] = {}
         self._cookie = 0
-        self._extents: list[tuple[int, int]] = []
+        self._extents: dict[int, list[tuple[int, int]]] = {}  # by context
         self._header = memoryview(bytearray(32))
         self._buffer = memoryview(bytearray(TRANSFER_BYTES_MAX))
 
@@ -141,13 +142,27 @@ class NbdSession:
 
     def block_status(self, offset: int, length: int) -> list[tuple[int, bool]]:
         """(length, reads as zeroes) of the extents from `offset` on, up to `length` together, at least one."""
+        self._ask_status(offset, length)
+        return self._told_status(offset, self.terms.base_allocation_context, wire.STATE_ZERO)
+
+    def changes(self, offset: int, length: int) -> tuple[list[tuple[int, bool]], list[tuple[int, bool]]]:
+        """(length, changed since the snapshot) of the extents from `offset` on, and what `block_status` gives, which
+        may reach less far, or further. The session was made with that snapshot's name."""
+        self._ask_status(offset, length)
+        changed = self._told_status(offset, self.terms.changed_since_context, wire.STATE_CHANGED)
+        return changed, self._told_status(offset, self.terms.base_allocation_context, wire.STATE_ZERO)
+
+    def _ask_status(self, offset: int, length: int) -> None:
+        self._extents.clear()
         cookie = self._submit(wire.CMD_BLOCK_STATUS, offset, length, None)
         while cookie in self._pending:
             self._receive()
-        extents, self._extents = self._extents, []
+
+    def _told_status(self, offset: int, context: int | None, state: int) -> list[tuple[int, bool]]:
+        extents = [] if context is None else self._extents.pop(context, [])
         if not extents or not all(run for run, _flags in extents):
             raise CommandError(f"{self.address.uri}: the server tells no extents at offset {offset}")
-        return [(run, bool(flags & wire.STATE_ZERO)) for run, flags in extents]
+        return [(run, bool(flags & state)) for run, flags in extents]
 
     def drain(self) -> None:
         """Wait for all answers."""
@@ -247,7 +262,7 @@ class NbdSession:
         if kind == wire.REPLY_TYPE_OFFSET_HOLE and length == 12 and sink is not None:
             sink.zeros(int.from_bytes(payload[:8], "big"), int.from_bytes(payload[8:], "big"))
         elif kind == wire.REPLY_TYPE_BLOCK_STATUS and length >= 12 and length % 8 == 4:
-            self._extents = list(Struct(">II").iter_unpack(payload[4:]))
+            self._extents[int.from_bytes(payload[:4], "big")] = list(Struct(">II").iter_unpack(payload[4:]))
         elif kind != wire.REPLY_TYPE_NONE:
             raise self._nonsense(f"a chunk of type {kind} and {length} bytes")
 
@@ -306,8 +321,8 @@ def _connect(address: NbdAddress) -> socket.socket:
     return connection
 
 
-def _shake_hands(connection: socket.socket, address: NbdAddress) -> ServerTerms:
-    handshake = ClientHandshake(address.name)
+def _shake_hands(connection: socket.socket, address: NbdAddress, changed_since: str) -> ServerTerms:
+    handshake = ClientHandshake(address.name, changed_since=changed_since)
     try:
         while handshake.terms is None:
             data = handshake.data_to_send()

@@ -97,7 +97,7 @@ class DifferentError(Exception):
         self.offset = offset
 
 
-class _Collector:
+class Collector:
     """A sink that puts together one piece in memory."""
 
     def __init__(self, size_bytes: int) -> None:
@@ -126,7 +126,7 @@ def compare(source: Place, target: Place, *, connections: int, progress: Progres
     def work(workers: tuple[Worker, Worker], plan: Plan, moved: Moved) -> None:
         left, right = workers
         size_bytes = min(left.transfer_bytes_max, right.transfer_bytes_max)
-        left_piece, right_piece = _Collector(size_bytes), _Collector(size_bytes)
+        left_piece, right_piece = Collector(size_bytes), Collector(size_bytes)
         while (piece := plan.take()) is not None:
             offset, length, both_zero = piece
             if both_zero:

@@ -19,6 +19,7 @@ from holdfast.errors import GoneError, HoldfastError, NotFoundError, RequestErro
 from holdfast.nbd.options import OPTION_HEADER, REPLY_HEADER
 from holdfast.nbd.protocol import (
     BASE_ALLOCATION,
+    CHANGED_SINCE,
     EXPORT_NAME_ZEROES,
     FLAG_C_FIXED_NEWSTYLE,
     FLAG_C_NO_ZEROES,
@@ -70,6 +71,7 @@ class ServerTerms:
     minimum_block_bytes: int = 1
     preferred_block_bytes: int = 4096
     maximum_payload_bytes: int = MAXIMUM_PAYLOAD_BYTES
+    changed_since_context: int | None = None  # likewise of CHANGED_SINCE and the snapshot that was asked for
 
 
 class ClientHandshake:
@@ -78,12 +80,17 @@ class ClientHandshake:
     trailing: bytes that the server sent after the handshake (none, before it is asked something)
     """
 
-    def __init__(self, export: str, *, structured: bool = True, base_allocation: bool = True) -> None:
+    def __init__(
+        self, export: str, *, structured: bool = True, base_allocation: bool = True, changed_since: str = ""
+    ) -> None:
+        """`changed_since`: the snapshot of which to ask for the changes since then, if the server knows such."""
         self.terms: ServerTerms | None = None
         self.trailing = b""
         self._export = export.encode()
         self._wants_structured = structured
-        self._wants_base_allocation = structured and base_allocation
+        self._contexts = [BASE_ALLOCATION] if structured and base_allocation else []
+        if structured and changed_since:
+            self._contexts.append(CHANGED_SINCE + changed_since)
         self._data = bytearray()
         self._output = bytearray()
         # The course of the handshake is a generator: it yields how many bytes it needs and finds them in `_unit`.
@@ -126,22 +133,22 @@ class ClientHandshake:
         self._output += client_flags.to_bytes(4, "big")
 
         structured = False
-        context: int | None = None
+        contexts: dict[str, int] = {}
         if fixed:
             if self._wants_structured:
                 self._ask(OPT_STRUCTURED_REPLY, b"")
                 answers = yield from self._answers(OPT_STRUCTURED_REPLY)
                 structured = answers[-1][0] == REP_ACK
-            if structured and self._wants_base_allocation:
-                query = _string(BASE_ALLOCATION.encode())
-                self._ask(OPT_SET_META_CONTEXT, _string(self._export) + _UINT32.pack(1) + query)
+            if structured and self._contexts:
+                queries = b"".join(_string(name.encode()) for name in self._contexts)
+                self._ask(OPT_SET_META_CONTEXT, _string(self._export) + _UINT32.pack(len(self._contexts)) + queries)
                 answers = yield from self._answers(OPT_SET_META_CONTEXT)
-                context = _selected_context(answers)
+                contexts = _selected_contexts(answers)
             self._ask(OPT_GO, _string(self._export) + _INFO_REQUESTS.pack(1, INFO_BLOCK_SIZE))
             answers = yield from self._answers(OPT_GO)
             kind, message = answers[-1]
             if kind == REP_ACK:
-                self.terms = _terms(answers, structured=structured, context=context)
+                self.terms = _terms(answers, structured=structured, contexts=contexts)
                 return
             if kind != REP_ERR_UNSUP:
                 raise _refusal(kind, message, self._export)
@@ -151,7 +158,13 @@ class ClientHandshake:
         size_bytes, transmission = _EXPORT_NAME_REPLY.unpack(self._unit)
         if not no_zeroes:
             yield EXPORT_NAME_ZEROES
-        self.terms = ServerTerms(size_bytes, transmission, structured, context)
+        self.terms = ServerTerms(
+            size_bytes,
+            transmission,
+            structured,
+            contexts.get(BASE_ALLOCATION),
+            changed_since_context=_changed_since(contexts),
+        )
 
     def _ask(self, option: int, data: bytes) -> None:
         self._output += OPTION_HEADER.pack(IHAVEOPT, option, len(data)) + data
@@ -175,18 +188,22 @@ def _string(data: bytes) -> bytes:
     return _UINT32.pack(len(data)) + data
 
 
-def _selected_context(answers: _Answers) -> int | None:
-    """The id of base:allocation, if the answers to SET_META_CONTEXT say that it is selected."""
+def _selected_contexts(answers: _Answers) -> dict[str, int]:
+    """The ids of the contexts that are selected, as the answers to SET_META_CONTEXT say."""
     if answers[-1][0] != REP_ACK:
-        return None
-    for kind, data in answers:
-        if kind == REP_META_CONTEXT and data[_UINT32.size :] == BASE_ALLOCATION.encode():
-            context: int = _UINT32.unpack_from(data)[0]
-            return context
-    return None
+        return {}
+    return {
+        data[_UINT32.size :].decode("utf-8", "replace"): _UINT32.unpack_from(data)[0]
+        for kind, data in answers
+        if kind == REP_META_CONTEXT and len(data) > _UINT32.size
+    }
 
 
-def _terms(answers: _Answers, *, structured: bool, context: int | None) -> ServerTerms:
+def _changed_since(contexts: dict[str, int]) -> int | None:
+    return next((number for name, number in contexts.items() if name.startswith(CHANGED_SINCE)), None)
+
+
+def _terms(answers: _Answers, *, structured: bool, contexts: dict[str, int]) -> ServerTerms:
     """The terms, of the REP_INFOs that came before the ACK of a GO. Infos of other types are to be ignored."""
     export: tuple[int, int] | None = None
     sizes: tuple[int, int, int] = (1, 4096, MAXIMUM_PAYLOAD_BYTES)
@@ -202,7 +219,9 @@ def _terms(answers: _Answers, *, structured: bool, context: int | None) -> Serve
             sizes = (minimum, preferred, maximum)
     if export is None:
         raise ProtocolError("the server accepted the export without a word about its size")
-    return ServerTerms(*export, structured, context, *sizes)
+    return ServerTerms(
+        *export, structured, contexts.get(BASE_ALLOCATION), *sizes, changed_since_context=_changed_since(contexts)
+    )
 
 
 def _refusal(kind: int, message: bytes, export: bytes) -> HoldfastError:

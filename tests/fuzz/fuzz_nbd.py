@@ -44,6 +44,8 @@ EPERM, EINVAL, ENOSPC, EOVERFLOW = 1, 22, 28, 75
 
 
 SNAPSHOTS = ("monday", "tuesday")
+SINCE = b"holdfast:changed-since:"
+QUERIES = (b"base:allocation", b"base:", b"x:y", b"", SINCE, SINCE + b"monday", SINCE + b"tuesday", SINCE + b"nobody")
 
 
 class Directory:
@@ -84,7 +86,7 @@ def handshake_stream(rng: Random) -> bytes:
             infos = [rng.randrange(6) for _ in range(rng.randrange(4))]
             return string(name()) + struct.pack(f">H{len(infos)}H", len(infos), *infos)
         if option in (9, 10):
-            queries = [rng.choice((b"base:allocation", b"base:", b"x:y", b"")) for _ in range(rng.randrange(3))]
+            queries = [rng.choice(QUERIES) for _ in range(rng.randrange(3))]
             return string(name()) + struct.pack(">I", len(queries)) + b"".join(map(string, queries))
         return b"" if rng.random() < 0.9 else bytes(integer(rng, 17))
 
@@ -231,7 +233,7 @@ def model_refusal(terms: Negotiated, command: int, flags: int, offset: int, leng
         return ENOSPC if command in (WRITE, ZEROES) else EINVAL
     if command == READ and length > 32 << 20:
         return EOVERFLOW if flags & 4 else EINVAL
-    return EINVAL if command == STATUS_OF and not (terms.base_allocation and length) else 0
+    return EINVAL if command == STATUS_OF and not (terms.block_status and length) else 0
 
 
 def model_requests(stream: bytes, terms: Negotiated) -> list[list[object]]:
@@ -299,7 +301,8 @@ def run_requests(parts: list[bytes], terms: Negotiated, piece_size_bytes_min: in
 
 def check_requests(rng: Random) -> None:
     structured = rng.random() < 0.7
-    terms = Negotiated(rng.choice(EXPORTS), structured, structured and rng.random() < 0.7)
+    since = "disk0@monday" if structured and rng.random() < 0.3 else None
+    terms = Negotiated(rng.choice(EXPORTS), structured, structured and rng.random() < 0.7, since)
     stream = damaged(rng, request_stream(rng))
     whole = run_requests([stream], terms, 16384)
     model = model_requests(stream, terms)

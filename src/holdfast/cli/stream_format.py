@@ -130,7 +130,7 @@ class StreamWriter:
     def _record(self, kind: int, offset: int, length: int, view: memoryview) -> None:
         totals = self.totals
         assert offset >= totals.end, offset
-        head, check = _sealed(kind, offset, length, view, totals.check)
+        head, check = seal_record(kind, offset, length, view, totals.check)
         self._write(head)
         if view:
             self._write(view)
@@ -138,12 +138,13 @@ class StreamWriter:
 
     def end(self) -> None:
         totals = self.totals
-        head, _ = _sealed(END, totals.records, totals.data_bytes, memoryview(b""), totals.check)
+        head, _ = seal_record(END, totals.records, totals.data_bytes, memoryview(b""), totals.check)
         self._write(head)
         totals.stream_bytes += HEAD_BYTES
 
 
-def _sealed(kind: int, first: int, second: int, view: memoryview, seed: int) -> tuple[bytes, int]:
+def seal_record(kind: int, first: int, second: int, view: memoryview, seed: int) -> tuple[bytes, int]:
+    """The head of a record with data `view`, or of the end, and its check, the seed of the next one's."""
     unsealed = _HEAD.pack(kind, 0, first, second, 0)[:_UNCHECKED_BYTES]
     check = _check(unsealed, view, seed)
     return unsealed + _CHECK.pack(check), check

@@ -21,7 +21,15 @@ from holdfast.cli.locate import PoolPath
 from holdfast.cli.nbd_session import CONTROL_BYTES_MAX, NbdAddress, NbdSession
 from holdfast.cli.places import NbdPlace, Worker
 from holdfast.cli.reach import ReachedPool
-from holdfast.cli.stream_format import DATA, DATA_BYTES_MAX, Record, SnapshotIdentity, StreamHeader, StreamReader
+from holdfast.cli.stream_format import (
+    DATA,
+    DATA_BYTES_MAX,
+    Record,
+    SnapshotIdentity,
+    StreamError,
+    StreamHeader,
+    StreamReader,
+)
 from holdfast.cli.transfer import Collector, Progress
 from holdfast.control.api import CreateVolume, TakeSnapshots, VolumeInfo
 from holdfast.control.client import ControlClient
@@ -232,7 +240,8 @@ class _Holdings:
         touched = self._runs.first_touched(record.offset + record.length) >= 0
         if record.kind != DATA:
             return self._base is None and not touched
-        return touched and self._collector.fetch(worker, record.offset, record.length) == record.view
+        # As bytes: comparing memoryviews goes element by element.
+        return touched and bytes(self._collector.fetch(worker, record.offset, record.length)) == bytes(record.view)
 
 
 def _apply(reader: StreamReader, place: NbdPlace, holdings: _Holdings | None, progress: Progress) -> int:
@@ -253,6 +262,9 @@ def _apply(reader: StreamReader, place: NbdPlace, holdings: _Holdings | None, pr
         if holdings is not None:
             holdings.pass_over(reader.header.size_bytes)
         worker.drain()
+    except StreamError:
+        worker.drain()  # what came before was whole, and need not be sent again
+        raise
     finally:
         worker.close()
     return kept_bytes

@@ -151,11 +151,6 @@ class ControlClient:
         chosen = [f"{what}=true" for what, is_wanted in (("force", force), ("snapshots", snapshots)) if is_wanted]
         return self._ask("DELETE", "?".join([f"/v1/volumes/{name}", *filter(None, ["&".join(chosen)])]), VolumeRemoved)
 
-    def snapshots(self, of: str = "") -> list[VolumeInfo]:
-        """All, or those of one volume, the oldest first."""
-        found = [info for info in self.volumes() if "@" in info.name]
-        return [info for info in found if info.name.startswith(of + "@")] if of else found
-
     def take_snapshots(self, wanted: TakeSnapshots) -> VolumeList:
         return self._ask("POST", "/v1/snapshots", VolumeList, wanted)
 

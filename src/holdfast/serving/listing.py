@@ -15,6 +15,7 @@ from itertools import islice
 from holdfast.control.api import SNAPSHOTS_LISTED_MAX, DamagedRange, SnapshotList, VolumeInfo
 from holdfast.engine import Engine
 from holdfast.pool.block import page_place
+from holdfast.pool.tables import NO_IDENTITY
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.page_cache import PAGE_SHIFT
 from holdfast.volume.volume import OnError, OnFull, Role, Volume
@@ -119,7 +120,7 @@ def _info(engine: Engine, volume: Volume, uris: list[str], snapshots: Sum) -> Vo
         group=volume.group.name,
         loss_epoch=volume.loss_epoch,
         loss_open=volume.loss_open,
-        identity=volume.identity.hex() if volume.role is Role.SNAPSHOT else "",
+        identity=volume.identity.hex() if volume.identity != NO_IDENTITY else "",
         created=datetime.fromtimestamp(volume.created_ns / 1e9, UTC).isoformat(timespec="seconds"),
         kind="snapshot" if volume.role is Role.SNAPSHOT else "volume",
         origin="" if origin is None or origin.role is not Role.SNAPSHOT else origin.name,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from random import Random
 
+import numpy as np
 import pytest
 
 from holdfast.sim.accounts import check_accounts
 from holdfast.units import BLOCK_SHIFT, MIB
 from holdfast.volume.page_cache import PAGE_ENTRIES
+from holdfast.volume.versions import refresh_keepers
 from tests.engine.helpers import HoldingWorld, create, new_world
 from tests.engine.test_snapshots import BLOCK, BLOCKS, SIZE, clone, of, read, remove, roll_back, snapshot, trim, write
 
@@ -169,3 +171,47 @@ def test_a_snapshot_has_an_identity_of_its_own_that_stays(world: HoldingWorld) -
     assert world.engine.find("disk").identity == bytes(16)
     clone(world, "disk@a", "twin")
     assert world.engine.find("twin").identity == bytes(16)
+
+
+def test_what_a_volume_has_behind_the_end_of_its_snapshot_is_changed(world: HoldingWorld) -> None:
+    volume = create(world, "disk", SIZE)
+    write(world, "disk", 3, of(1))
+    snapshot(world, "disk@a")
+    volume.size_bytes = 2 * SIZE  # within what its map covers
+    refresh_keepers(volume)
+    write(world, "disk", BLOCKS - 1, of(2) * 2)
+    write(world, "disk", 2 * BLOCKS - 1, of(3))
+    snapshot(world, "disk@b")
+    wanted = [BLOCKS - 1, BLOCKS, 2 * BLOCKS - 1]
+    assert changed(world, "disk@b", "disk@a") == wanted
+    assert changed(world, "disk", "disk@a") == wanted
+    assert changed(world, "disk@a", "disk@b") == [BLOCKS - 1], "asked of the smaller one, that is all it has"
+
+
+def test_little_that_changed_in_a_huge_volume_is_found_at_once(world: HoldingWorld) -> None:
+    node = create(world, "disk", 16 << 40)
+    snapshot(world, "disk@a")
+    lba = node.size_blocks - 7
+    write(world, "disk", lba, of(1))
+    read_before = world.engine.table.pages_read
+    base = world.engine.find("disk@a")
+    extents = world.run(world.engine.differences.extents(node, base, 0, node.size_bytes))
+    assert extents == [(lba * BLOCK, False), (BLOCK, True), (6 * BLOCK, False)]
+    assert world.engine.table.pages_read - read_before < 10
+    assert world.engine.views.built < 3
+
+
+def test_a_moved_block_is_the_same_block(world: HoldingWorld) -> None:
+    """As a cleaner moves blocks: the map and all that was put together from it get the new address at once."""
+    create(world, "disk", SIZE)
+    write(world, "disk", 5, of(1))
+    snapshot(world, "disk@a")
+    write(world, "disk", 9, of(1))
+    assert changed(world, "disk", "disk@a") == [9]
+    engine, volume = world.engine, world.engine.find("disk")
+    row = engine.cache.arena[engine.cache.slot_of[volume.key_base]]
+    inside = np.array([5])
+    old = row[inside].copy()
+    row[inside] = old + np.uint64(1)
+    engine.views.changed(0, inside, old, row[inside])
+    assert changed(world, "disk", "disk@a") == [9]

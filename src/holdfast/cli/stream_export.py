@@ -24,6 +24,9 @@ from holdfast.cli.stream_format import (
 from holdfast.cli.transfer import Progress
 from holdfast.control.api import VolumeInfo
 
+# Of DATA_BYTES_MAX each, and all in memory at once; more requests at a time make nothing faster.
+BATCH_PIECES_MAX = 32
+
 Piece = tuple[int, int, bool]  # offset, length, reads as zeroes
 
 
@@ -141,7 +144,7 @@ class _Batch:
 
     def __init__(self, session: NbdSession, depth: int) -> None:
         self._session = session
-        self._buffers = [memoryview(bytearray(DATA_BYTES_MAX)) for _ in range(depth)]
+        self._buffers = [memoryview(bytearray(DATA_BYTES_MAX)) for _ in range(min(depth, BATCH_PIECES_MAX))]
         self._pieces: list[tuple[int, int]] = []
 
     @property

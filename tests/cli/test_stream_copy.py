@@ -17,7 +17,7 @@ import pytest
 
 from holdfast.cli.stream_format import StreamReader
 from holdfast.control.api import TakeSnapshots
-from holdfast.units import KIB, MIB
+from holdfast.units import GIB, KIB, MIB
 from tests.clients.raw_client import RawClient
 from tests.clients.running import RunningServer
 from tests.nbd.wire import TRIM, request, write
@@ -149,6 +149,35 @@ def test_a_chain_of_increments_arrives_snapshot_by_snapshot(
     for label in "abcd":
         assert content(run, f"{target.pool}/disk0@{label}", tmp_path) == source.at[label], label
     assert content(run, f"{target.pool}/disk0", tmp_path) == source.at["d"]
+
+
+def test_an_increment_over_a_growth_fits_once_the_volume_has_grown(
+    source: Source, target: RunningServer, copy: Copy, run: Run, tmp_path: Path
+) -> None:
+    disk = f"{target.pool}/disk0"
+    copy("--stream", source["a"], tmp_path / "a.hfs")
+    copy(tmp_path / "a.hfs", disk)
+    assert run("volume", "resize", f"{source.pool}/disk0", "2G").exit_code == 0
+    image = tmp_path / "image.raw"
+    image.write_bytes(b"grown" * 8192)
+    with open(image, "r+b") as file:
+        file.truncate(2 * GIB - 4096)
+        file.seek(2 * GIB - 8192)
+        file.write(b"e" * 4096)
+    assert run("copy", image, f"{source.pool}/disk0").exit_code == 0
+    source.snapshot("b")
+    copy(source["a..b"], tmp_path / "b.hfs")
+    refusal = refused(run, tmp_path / "b.hfs", disk)
+    assert f"`holdfast volume resize {disk} {2 * GIB}`" in refusal
+    assert run("volume", "resize", disk, str(2 * GIB)).exit_code == 0
+    copy(tmp_path / "b.hfs", disk)
+    compared = run("copy", "--verify", f"{disk}@b", tmp_path / "back.raw")
+    assert compared.exit_code == 0, compared.stderr
+    for offset in (0, SIZE_BYTES - 4096, 2 * GIB - 8192):
+        with open(tmp_path / "back.raw", "rb") as ours, open(image, "rb") as theirs:
+            ours.seek(offset)
+            theirs.seek(offset)
+            assert ours.read(4096) == theirs.read(4096), offset
 
 
 def test_an_increment_over_several_snapshots_is_one_stream(

@@ -226,3 +226,21 @@ def test_a_moved_block_is_the_same_block(world: HoldingWorld) -> None:
     row[inside] = old + np.uint64(1)
     engine.views.changed(0, inside, old, row[inside])
     assert changed(world, "disk", "disk@a") == [9]
+
+
+def test_a_volume_that_got_more_levels_or_less_size_is_compared_with_what_it_was(world: HoldingWorld) -> None:
+    create(world, "disk", SIZE)
+    write(world, "disk", 3, of(1) * 3)
+    write(world, "disk", BLOCKS - 1, of(1))
+    snapshot(world, "disk@small")
+    call(world, lambda answer: world.engine.resize_volume("disk", 4 << 30, answer))
+    far = (4 << 30) // BLOCK - 1
+    write(world, "disk", far, of(2))
+    snapshot(world, "disk@large")
+    assert changed(world, "disk@large", "disk@small") == [far]
+    call(world, lambda answer: world.engine.resize_volume("disk", 4 * BLOCK, answer, force=True))
+    call(world, lambda answer: world.engine.resize_volume("disk", SIZE, answer))
+    snapshot(world, "disk@again")
+    assert changed(world, "disk@again", "disk@small") == [4, 5, BLOCKS - 1]
+    assert changed(world, "disk@again", "disk@large") == [4, 5, BLOCKS - 1]
+    assert changed(world, "disk@large", "disk@again") == [4, 5, BLOCKS - 1, far]

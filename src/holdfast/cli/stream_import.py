@@ -99,7 +99,8 @@ def import_stream(reader: StreamReader, into: Destination, *, depth: int, progre
     if info.size_bytes != header.size_bytes:
         raise RefusedError(
             f"{into.named(into.volume)} has {format_size(info.size_bytes)} ({info.size_bytes} bytes), what the stream "
-            f"holds {format_size(header.size_bytes)} ({header.size_bytes} bytes); resize the volume first"
+            f"holds {format_size(header.size_bytes)} ({header.size_bytes} bytes); first give it that size: "
+            f"`holdfast volume resize {into.named(into.volume)} {header.size_bytes}`"
         )
     address = NbdAddress.parse(into.pool.uri_of(PoolPath(Path(into.pool_path), into.volume), info))
     with ExitStack() as stack:

@@ -286,7 +286,7 @@ def test_a_snapshot_taken_while_an_older_one_is_looked_at_hides_nothing_from_it(
             yield engine.waitlists.next_turn
         return (yield from page(volume, level, index, create=create, must=must))
 
-    engine.table.page = slow_page  # type: ignore[method-assign, assignment]
+    engine.table.page = slow_page  # type: ignore[method-assign]
     into = memoryview(bytearray(4 * BLOCK))
     looking = world.spawn(engine.reader.read(engine.find("v@a"), 0, into))
     assert not looking

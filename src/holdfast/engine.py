@@ -39,7 +39,7 @@ from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, TenantGroup
 from holdfast.volume.holders import Holders
 from holdfast.volume.leaves import Leaves
 from holdfast.volume.metadata_waits import MetadataWaits
-from holdfast.volume.page_cache import PageCache
+from holdfast.volume.page_cache import MUST_PAGES, PageCache
 from holdfast.volume.page_table import PageTable
 from holdfast.volume.page_writer import PageWriter
 from holdfast.volume.read import Reader
@@ -113,7 +113,9 @@ class Engine:
         self.on_released: Callable[[], None] = lambda: None  # the sessions' chance to go on
 
         shift = superblock.segment_blocks.bit_length() - 1
-        pages = PageCache(allocate(options.memory.page_bytes), accounts.root, hand_back=options.hand_back)
+        pages = PageCache(
+            allocate(options.memory.page_bytes), accounts.root, hand_back=options.hand_back, held_back=MUST_PAGES
+        )
         accounts.reclaimer.shrinkers.append(Shrinker("map pages", Kind.MAP_PAGES, pages.shrink, pages.give_way))
         self.space = SpaceTable(superblock.capacity_segments, shift)
         self.must_succeed = Registry(superblock.segment_blocks)

@@ -34,6 +34,7 @@ PAGE_ENTRIES = BLOCK_SIZE_BYTES // 8
 PAGE_SHIFT = 9
 PAGE_MASK = PAGE_ENTRIES - 1
 PAGES_MIN = 64
+MUST_PAGES = 8  # what an engine holds back for those who must get on: two ways from a root to a leaf
 GROUP_PAGES_MIN = 16  # that a group has whatever else it uses: for the leaves of an operation or two, and those above
 EVICTION_BATCH = 64
 RETURN_BATCH = 256  # slots a tick that come back once the host has enough memory again
@@ -43,10 +44,15 @@ class PageCache:
     """All fields belong to the loop thread. `arena` is (pages, 512) of u64; `words` is the same memory, flat."""
 
     def __init__(
-        self, buffer: memoryview, root: Group, *, hand_back: Callable[[memoryview], None] = lambda _page: None
+        self,
+        buffer: memoryview,
+        root: Group,
+        *,
+        hand_back: Callable[[memoryview], None] = lambda _page: None,
+        held_back: int = 0,
     ) -> None:
         """`root`: of the tree of groups; its limit of map pages is set here. `hand_back` is told of a page whose memory
-        the host may have for now."""
+        the host may have for now. `held_back`: pages that only those get who must (`take_slots`)."""
         pages = len(buffer) // BLOCK_SIZE_BYTES
         assert pages >= PAGES_MIN
         self.pages = pages
@@ -58,7 +64,8 @@ class PageCache:
         self._groups: list[Group] = [root] * pages  # who pays for each slot that is taken
         self._group_column = np.zeros(pages, np.int32)  # the same, by number
         self.withdrawn: list[int] = []  # free slots whose memory the host has
-        root.limits[Kind.MAP_PAGES] = pages * BLOCK_SIZE_BYTES
+        self._held_back_bytes = held_back * BLOCK_SIZE_BYTES
+        root.limits[Kind.MAP_PAGES] = pages * BLOCK_SIZE_BYTES - self._held_back_bytes
         self.slot_of: dict[int, int] = {}
         self.key_of: list[int] = [0] * pages
         self._stamp_column = np.zeros(pages, np.int64)
@@ -81,18 +88,20 @@ class PageCache:
 
     def take_slots(self, count: int, group: Group, *, must: bool = False) -> list[int]:
         """So many free slots, charged to `group`; none at all if it, or a group above it, refuses. `must`: `group` is
-        charged whatever its limit is; only all groups together can refuse.
+        charged whatever its limit is, and what is held back may be used: who waits for this caller may be all that
+        keeps the other pages dirty.
 
         At its limit of all kinds a group gets a few all the same, if the server has them: what else it has used its
         memory for, copies of what is to be written above all, may wait for just these.
         """
         count_bytes = count * BLOCK_SIZE_BYTES
-        refuser = group.try_charge(Kind.MAP_PAGES, count_bytes)
-        if refuser is not None:
+        if group.try_charge(Kind.MAP_PAGES, count_bytes) is not None:
             few = group.usage[Kind.MAP_PAGES] + count_bytes <= GROUP_PAGES_MIN * BLOCK_SIZE_BYTES
-            may = must and refuser is not self.root
-            may |= few and group.limit_bytes < UNLIMITED_BYTES
-            if not may or self.root.room_bytes(Kind.MAP_PAGES) < count_bytes:
+            may = must or (few and group.limit_bytes < UNLIMITED_BYTES)
+            room = self.root.room_bytes(Kind.MAP_PAGES) + must * self._held_back_bytes
+            if not may or room < count_bytes:
+                if may:  # it is all groups together that are short: noted, so that others' clean pages give way
+                    self.root.try_charge(Kind.MAP_PAGES, self._held_back_bytes + count_bytes)
                 return []
             group.charge(Kind.MAP_PAGES, count_bytes)
         taken = self.free[-count:]

@@ -72,6 +72,10 @@ RARE = {
 
 # Not found within a thousand seeds: why, and which test finds it.
 SURVIVORS = {
+    "level-added-while-a-checkpoint-runs": "a volume must get its level just while a checkpoint writes its root: "
+    "tests/engine/test_resize.py",
+    "new-segments-before-the-checkpoint": "the log must enter a new segment before the checkpoint ends, and the server "
+    "die before it does: tests/engine/test_capacity.py",
     "open-privilege-forgotten": "it uses up a reserve, which the cleaner soon fills again: tests/writeback/test_log.py",
     "ring-of-the-victim": "a segment must come free and be filled again while the ring still has room for what was in "
     "it: tests/cleaning/test_cleaning.py",

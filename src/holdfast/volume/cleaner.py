@@ -13,8 +13,9 @@ Why it always advances, however full the pool and the memory are:
  - it waits for the disk, for pages of map memory, and for checkpoints, which have all they need held back for them; and
    never for clients, nor for what a group has used up
  - each round fills a cold segment, or empties two victims for one, or does not begin: dead blocks become fewer
- - when it does not find anything to gain, or makes no room for clients with FRUITLESS_CHECKPOINTS_MAX checkpoints, it
-   says so (`SpaceTable.cleaning_helps`), and who waits for it is answered
+ - when it does not find anything to gain, or makes no room for clients with FRUITLESS_CHECKPOINTS_MAX checkpoints, or
+   comes down to what is held back for checkpoints, it says so (`SpaceTable.cleaning_helps`), and who waits for it is
+   answered
 
 A crash leaves a cold segment that nothing refers to, which the stored space table calls free; or maps that refer to the
 victims, which are still there.
@@ -213,6 +214,11 @@ class Cleaner:
                 self._freed()
             need = self._is_needed()
             if not need and self._coming_free() > self._low_mark:
+                return
+            if self._coming_free() <= space.checkpoint_segments:
+                # Where blocks lie so far apart that moving them changes a page each, the checkpoints cost more than is
+                # gained. What is left is for one that must not fail.
+                self._found_nothing(need=True)
                 return
             gained = False
             for _ in range(ROUNDS_A_CHECKPOINT if need else 1):

@@ -339,26 +339,36 @@ class Writer:
         self, volume: Volume, lba: int, start: int, data: memoryview, patience: Patience | None, payer: Group
     ) -> Work:
         """Read a block, change a part of it, write it. If the block changed while it was read, all over again."""
-        owner = volume.key_base | lba
         block = memoryview(bytearray(BLOCK_SIZE_BYTES))
+        read_for = -1  # the entry in the volume's own map that `block` holds the content of
+        errno = 0
         while True:
-            slot = yield from self.views.leaf(volume, lba >> PAGE_SHIFT)
-            entry = 0 if slot < 0 else self._words[slot << PAGE_SHIFT | lba & PAGE_MASK]
-            if entry == 0:
-                block[:] = ZEROES[:BLOCK_SIZE_BYTES]
-            else:
-                errno = yield from self.reader.read(entry, owner, KIND_DATA, block)
-                slot = self._slot_of.get(volume.read_base | lba >> PAGE_SHIFT)
-                if slot is None or self._words[slot << PAGE_SHIFT | lba & PAGE_MASK] != entry:
-                    continue
-                if errno:
-                    self._cannot_read(volume, lba, entry, errno)
+            yield from self._bring_in(volume, lba >> PAGE_SHIFT)
+            own = self._words[self._slot_of[volume.key_base | lba >> PAGE_SHIFT] << PAGE_SHIFT | lba & PAGE_MASK]
+            if own != read_for:
+                errno = yield from self._read_block(volume, lba, own, block)
+                read_for = own
+                continue
+            if errno:
+                self._cannot_read(volume, lba, own, errno)
             block[start : start + len(data)] = data
             self.log.bill(payer)
             obstacle = self.write_block(volume, lba, block)
             if not obstacle:
                 return
             yield from self.overcome(obstacle, volume, lba, patience)
+
+    def _read_block(self, volume: Volume, lba: int, own: int, block: memoryview) -> Work:
+        """What a block holds while `own` is the entry that the volume's map has for it: what a clone sees through to
+        stays as it is. Returns 0, or the errno."""
+        entry = own & ADDRESS_MASK and own
+        if not own and volume.basis is not None:
+            slot = yield from self.views.leaf(volume, lba >> PAGE_SHIFT)
+            entry = 0 if slot < 0 else self._words[slot << PAGE_SHIFT | lba & PAGE_MASK]
+        if entry:
+            return (yield from self.reader.read(entry, volume.key_base | lba, KIND_DATA, block))
+        block[:] = ZEROES[:BLOCK_SIZE_BYTES]
+        return 0
 
     def _cannot_read(self, volume: Volume, lba: int, entry: int, errno: int) -> None:
         where = f"block {lba} of volume {volume.name}, to be changed in part,"
@@ -439,20 +449,23 @@ class Writer:
     def punch(self, volume: Volume, first: int, last: int) -> Work:
         """Make blocks [first, last) holes (a task's work), leaf by leaf; what is a hole already costs nothing."""
         leaves = 0
+        looked_at, stop = -1, first  # a leaf that has something to let go of: its view may be out of memory again
         while first < last:
             leaves += 1
             if leaves % LEAVES_PER_TURN == 0:
                 yield self.waitlists.next_turn
             end_leaf = (last - 1 >> PAGE_SHIFT) + 1
-            leaf = yield from self.views.next_leaf(volume, first >> PAGE_SHIFT, end_leaf)
-            if leaf >= end_leaf:
-                return
-            first = max(first, leaf << PAGE_SHIFT)
-            stop = min(last, leaf + 1 << PAGE_SHIFT)
-            slot = yield from self.views.leaf(volume, leaf)
-            if slot < 0 or not self.cache.arena[slot, first & PAGE_MASK : (stop - 1 & PAGE_MASK) + 1].any():
-                first = stop
-                continue
+            if looked_at != first >> PAGE_SHIFT:
+                leaf = yield from self.views.next_leaf(volume, first >> PAGE_SHIFT, end_leaf)
+                if leaf >= end_leaf:
+                    return
+                first = max(first, leaf << PAGE_SHIFT)
+                stop = min(last, leaf + 1 << PAGE_SHIFT)
+                slot = yield from self.views.leaf(volume, leaf)
+                if slot < 0 or not self.cache.arena[slot, first & PAGE_MASK : (stop - 1 & PAGE_MASK) + 1].any():
+                    first = stop
+                    continue
+                looked_at = leaf
             obstacle = self._punch_in_leaf(volume, first, stop)
             if obstacle:
                 # Holes are what gives space back, so they may use what is reserved for metadata.

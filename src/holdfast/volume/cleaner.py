@@ -14,7 +14,7 @@ Why it always advances, however full the pool and the memory are:
    never for clients, nor for what a group has used up
  - each round fills a cold segment, or empties two victims for one, or does not begin: dead blocks become fewer
  - when it does not find anything to gain, or makes no room for clients with FRUITLESS_CHECKPOINTS_MAX checkpoints, or
-   comes down to what is held back for checkpoints, it says so (`SpaceTable.cleaning_helps`), and who waits for it is
+   loses what is held back for checkpoints, it says so (`SpaceTable.cleaning_helps`), and who waits for it is
    answered
 
 A crash leaves a cold segment that nothing refers to, which the stored space table calls free; or maps that refer to the
@@ -207,6 +207,7 @@ class Cleaner:
 
     def _clean(self) -> Work:
         fruitless_checkpoints = 0
+        free = self._coming_free()
         while not self._stopping():
             space = self.space
             if self.wanted and space.room_for_clients():
@@ -215,7 +216,8 @@ class Cleaner:
             need = self._is_needed()
             if not need and self._coming_free() > self._low_mark:
                 return
-            if self._coming_free() <= space.checkpoint_segments:
+            free, before = self._coming_free(), free
+            if free < before and free <= space.checkpoint_segments:
                 # Where blocks lie so far apart that moving them changes a page each, the checkpoints cost more than is
                 # gained. What is left is for one that must not fail.
                 self._found_nothing(need=True)

@@ -99,12 +99,15 @@ class Writer:
 
     # ---- without waiting
 
-    def write_block(self, volume: Volume, lba: int, block: memoryview | bytearray | bytes) -> int:
-        """Write one whole block; returns 0, or the `Obstacle` in the way, with nothing changed."""
-        if volume.versioned:
-            if volume.basis is None:
+    def write_block(
+        self, volume: Volume, lba: int, block: memoryview | bytearray | bytes, *, must: bool = False
+    ) -> int:
+        """Write one whole block; returns 0, or the `Obstacle` in the way, with nothing changed. `must`: whatever the
+        limits of space are, and out of what is held back for letting go of space."""
+        if must or volume.versioned:
+            if volume.basis is None and not must:
                 return self._write_kept_block(volume, lba, block)
-            return self.write_run(volume, lba, memoryview(block))[1]
+            return self.write_run(volume, lba, memoryview(block), must=must)[1]
         slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
         if slot is None:
             return Obstacle.NO_PAGE
@@ -185,8 +188,9 @@ class Writer:
             volume.damaged.pop(lba, None)
         return 0
 
-    def write_run(self, volume: Volume, lba: int, view: memoryview) -> tuple[int, int]:
-        """Write consecutive whole blocks; returns how many were written, and 0 or the `Obstacle` before the next."""
+    def write_run(self, volume: Volume, lba: int, view: memoryview, *, must: bool = False) -> tuple[int, int]:
+        """Write consecutive whole blocks; returns how many were written, and 0 or the `Obstacle` before the next.
+        `must`: as of `write_block`."""
         total = len(view) >> BLOCK_SHIFT
         done = 0
         log = self.log
@@ -205,19 +209,22 @@ class Writer:
                 if obstacle:
                     return done, obstacle
             if not log.room:
-                room = log.make_room()
+                room = log.make_room(Privilege.FREEING if must else Privilege.CLIENT)
                 if room:
                     return done, room
             first = here & PAGE_MASK
             count = min(total - done, PAGE_ENTRIES - first, log.room)
-            count, obstacle = self._admitted(volume, slot, first, count, keeper_slots)
-            if not count:
-                return done, obstacle
+            if not must:
+                count, obstacle = self._admitted(volume, slot, first, count, keeper_slots)
+                if not count:
+                    return done, obstacle
             part = view[done << BLOCK_SHIFT : (done + count) << BLOCK_SHIFT]
             entries = log.append_run(part, volume.key_base | here)
             log.space.used_blocks += count
             self._replace(volume, slot, first, entries, keeper_slots)
             done += count
+            if must:
+                log.room = 0  # the next client finds its own limit again
         return done, Obstacle.NONE
 
     def _replace(self, volume: Volume, slot: int, first: int, entries: WordArray, keeper_slots: list[int]) -> None:
@@ -353,7 +360,8 @@ class Writer:
                 self._cannot_read(volume, lba, own, errno)
             block[start : start + len(data)] = data
             self.log.bill(payer)
-            obstacle = self.write_block(volume, lba, block)
+            # Nobody's patience: not for a client, but for letting go of what is behind the end of a volume.
+            obstacle = self.write_block(volume, lba, block, must=patience is None)
             if not obstacle:
                 return
             yield from self.overcome(obstacle, volume, lba, patience)

@@ -76,9 +76,8 @@ VOLUMES = [
         "a change of a part of a block does not look whether the block changed while it was read",
         "P6",
         "holdfast.volume.write",
-        "                if slot is None or self._words[slot << PAGE_SHIFT | lba & PAGE_MASK] != entry:\n"
-        "                    continue\n",
-        "",
+        "            if own != read_for:\n",
+        "            if read_for == -1:\n",
     ),
     Mutant(
         "trim-gives-up",

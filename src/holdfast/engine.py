@@ -48,6 +48,7 @@ from holdfast.volume.removal import Removal
 from holdfast.volume.reserve import Reserve
 from holdfast.volume.resize import ResizeAnswer, Resizes
 from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings
+from holdfast.volume.sharing import Sharing
 from holdfast.volume.snapshots import Snapshots
 from holdfast.volume.view import Views
 from holdfast.volume.volume import Volume
@@ -165,6 +166,7 @@ class Engine:
         self.exchange = Exchange(pages, self.views, self.space)
         self.leaves = leaves = Leaves(pages, self.table, self.scheduler, waitlists.leaves_turn)
         self.reader = Reader(pages, self.views, blocks, next_turn=waitlists.next_turn)
+        self.sharing = Sharing(pages, self.table, next_turn=waitlists.next_turn)
         self.differences = Differences(pages, self.views, self.table, next_turn=waitlists.next_turn)
         self.writer = Writer(
             pages,

@@ -9,7 +9,7 @@ A row of the volume table is 320 bytes, little endian:
     0       4     volume id
     4       4     flags: bit 2 = a loss is not acknowledged, bit 3 = read-only since it was full,
                   bit 4 = read-only since its write-back failed, bit 8 = it was made smaller, and the map may
-                  still refer to blocks behind its end
+                  still refer to blocks behind its end, bit 9 = all of it is provisioned
     8       8     size, bytes
     16      8     root: map entry of the root page; 0 = nothing is mapped
     24      8     mapped blocks: data blocks that the map refers to
@@ -26,26 +26,27 @@ A row of the volume table is 320 bytes, little endian:
 
 A row with bit 5 of the flags is a node of the version tree (volume/versions.py), 160 bytes long: a snapshot, or what is
 left of a removed one or of a removed volume. With bit 6 it is no node of its own, but says where the volume of that id,
-a clone, has its place in the tree: of its fields only basis, ground and origin count.
+has its place in the tree: of its fields only those marked with + count.
 
     offset  size  field
     0       4     volume id
-    4       4     flags: bit 5; bit 0 = removed; bit 6; bit 7 = protected from being removed
-    8       4     basis: id of the node where a block is looked for that this one has no entry for; 0 = none
-    12      4     ground: id of the node where GROUND_MARK leads; 0 = none
+    4       4     flags: bit 5; bit 0 = removed; bit 6; bit 7 = protected from being removed (+);
+                  bit 10 = shared blocks may be fewer (+)
+    8       4   + basis: id of the node where a block is looked for that this one has no entry for; 0 = none
+    12      4   + ground: id of the node where GROUND_MARK leads; 0 = none
     16      4     parent: id of the volume that it is a snapshot of; 0 = none any more
-    20      4     origin: id of the snapshot that it was cloned from; 0 = none
+    20      4   + origin: id of the snapshot that it was cloned from; 0 = none
     24      8     size, bytes
     32      8     root
     40      8     mapped blocks
     48      8     wall clock of creation, ns since 1970
-    56      8     reach: blocks at and behind this one are not looked for in the basis; 0 = all are
+    56      8   + reach: blocks at and behind this one are not looked for in the basis; 0 = all are
     64      4     level of the root page
     68      2     group
     70      2     length of the name, bytes
     72      64    name, UTF-8, without its volume's
     136     16    identity of a snapshot: of what it holds, in whatever pool (volume/snapshots.py); 0 of other nodes
-    152     8     zero
+    152     8   + shared blocks: of the mapped ones, those that snapshots before it see as well (volume/sharing.py)
 
 A row with bit 1 of the flags is a group of volumes:
 
@@ -89,6 +90,8 @@ FLAG_NODE = 32
 FLAG_PLACE = 64
 FLAG_PROTECTED = 128
 FLAG_CUTTING = 256
+FLAG_PROVISIONED = 512
+FLAG_SHARING_UNSURE = 1024
 READ_ONLY_SHIFT = 3
 READ_ONLY_MASK = 3
 NAME_BYTES_MAX = 255
@@ -102,7 +105,7 @@ NO_IDENTITY = bytes(IDENTITY_BYTES)
 
 _ROW = struct.Struct("<IIQQQQIH256sQIHBBH")
 _GROUP_ROW = struct.Struct("<IIQQQQQIHH64s192s8x")
-_NODE_ROW = struct.Struct("<IIIIIIQQQQQIHH64s16s8x")
+_NODE_ROW = struct.Struct("<IIIIIIQQQQQIHH64s16sQ")
 ROW_SIZE_BYTES = _ROW.size
 NODE_ROW_SIZE_BYTES = _NODE_ROW.size
 assert ROW_SIZE_BYTES == _GROUP_ROW.size == 320
@@ -137,6 +140,9 @@ class VolumeRow:
     protected: bool = False
     cutting: bool = False
     identity: bytes = NO_IDENTITY
+    provisioned: bool = False
+    shared_blocks: int = 0
+    sharing_unsure: bool = False
 
 
 def row_bytes_max(role: int) -> int:
@@ -185,14 +191,20 @@ def encode_volume_table(rows: Iterable[VolumeRow], groups: Iterable[GroupRow] = 
     for row in rows:
         if not row.role:
             parts.append(_encode_volume(row))
-        if row.role or row.basis_id or row.ground_id or row.origin_id or row.reach_blocks or row.protected:
+        if row.role or _has_place(row):
             parts.append(_encode_node(row))
     return b"".join(parts)
 
 
+def _has_place(row: VolumeRow) -> bool:
+    """True for a volume of which a place in the version tree is to be stored."""
+    placed = row.basis_id or row.ground_id or row.origin_id or row.reach_blocks
+    return bool(placed or row.protected or row.shared_blocks or row.sharing_unsure)
+
+
 def _encode_volume(row: VolumeRow) -> bytes:
     flags = FLAG_LOSS * row.loss_open | row.read_only << READ_ONLY_SHIFT
-    flags |= FLAG_CUTTING * row.cutting
+    flags |= FLAG_CUTTING * row.cutting | FLAG_PROVISIONED * row.provisioned
     name = row.name.encode()
     return _ROW.pack(
         row.volume_id,
@@ -215,7 +227,7 @@ def _encode_volume(row: VolumeRow) -> bytes:
 
 def _encode_node(row: VolumeRow) -> bytes:
     flags = FLAG_NODE | FLAG_PROTECTED * row.protected | (row.role == HIDDEN) * FLAG_REMOVING
-    flags |= FLAG_CUTTING * row.cutting
+    flags |= FLAG_CUTTING * row.cutting | FLAG_SHARING_UNSURE * row.sharing_unsure
     # That of a volume can be longer: what is left of a removed one is not found by it any more.
     name = row.name.encode()[:SNAPSHOT_NAME_BYTES_MAX].decode(errors="ignore").encode() if row.role else b""
     return _NODE_ROW.pack(
@@ -235,6 +247,7 @@ def _encode_node(row: VolumeRow) -> bytes:
         len(name),
         name,
         row.identity,
+        row.shared_blocks,
     )
 
 
@@ -279,7 +292,7 @@ def decode_volume_table(raw: bytes) -> tuple[list[VolumeRow], list[GroupRow]]:
 def _decode_node(raw: bytes, at: int, rows: dict[int, VolumeRow]) -> VolumeRow:
     (
         volume_id, flags, basis, ground, parent, origin, size, root, mapped, created, reach, level, group, name_length,
-        name, identity,
+        name, identity, shared,
     ) = _NODE_ROW.unpack_from(raw, at)  # fmt: skip
     if flags & FLAG_PLACE:
         if volume_id not in rows:
@@ -291,6 +304,8 @@ def _decode_node(raw: bytes, at: int, rows: dict[int, VolumeRow]) -> VolumeRow:
             origin_id=origin,
             reach_blocks=reach,
             protected=bool(flags & FLAG_PROTECTED),
+            shared_blocks=shared,
+            sharing_unsure=bool(flags & FLAG_SHARING_UNSURE),
         )
     return VolumeRow(
         volume_id=volume_id,
@@ -310,6 +325,8 @@ def _decode_node(raw: bytes, at: int, rows: dict[int, VolumeRow]) -> VolumeRow:
         protected=bool(flags & FLAG_PROTECTED),
         cutting=bool(flags & FLAG_CUTTING),
         identity=identity,
+        shared_blocks=shared,
+        sharing_unsure=bool(flags & FLAG_SHARING_UNSURE),
     )
 
 
@@ -335,6 +352,7 @@ def _decode_volume(raw: bytes, at: int) -> VolumeRow:
         loss_epoch=loss_epoch,
         loss_open=bool(flags & FLAG_LOSS),
         cutting=bool(flags & FLAG_CUTTING),
+        provisioned=bool(flags & FLAG_PROVISIONED),
     )
 
 

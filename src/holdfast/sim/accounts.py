@@ -10,7 +10,8 @@ from holdfast.serving.connection import CONNECTION_STATE_BYTES
 from holdfast.sim.world import World
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_SHIFT
-from holdfast.volume.volume import Volume
+from holdfast.volume.versions import is_going, predecessor
+from holdfast.volume.volume import Role, Volume
 from holdfast.volume.volumes import VOLUME_STATE_BYTES
 from holdfast.work.task import Work
 
@@ -55,12 +56,36 @@ def _recount(world: World) -> list[str]:
             live[address >> shift] += 1
         if volume.mapped_blocks != mapped:
             wrong.append(f"{volume.name}: {volume.mapped_blocks} mapped, counted {mapped}")
+        wrong += _recount_sharing(world, volume)
     wrong += [
         f"segment {segment}: {int(space.live[segment])} live blocks, counted {int(live[segment])}"
         for segment in np.flatnonzero(space.live != live).tolist()
     ]
     if space.used_blocks != len(seen):
         wrong.append(f"{space.used_blocks} blocks are said to be used, counted {len(seen)}")
+    return wrong
+
+
+def _recount_sharing(world: World, node: Volume) -> list[str]:
+    """Of a node's blocks, those that the next snapshot before it sees as well: by what that one sees, all of it."""
+    if node.role is Role.HIDDEN:
+        return []
+    looker = predecessor(node)
+    while looker is not None and is_going(looker):
+        looker = predecessor(looker)
+    shared = 0
+    if looker is not None:
+        own, theirs = ({}, {})  # type: dict[int, int], dict[int, int]
+        world.run(_entries(world, node, own, own_map=True))
+        world.run(_entries(world, looker, theirs))
+        shared = sum(theirs.get(lba) == entry for lba, entry in own.items())
+    wrong = []
+    if node.shared_blocks < shared or (node.shared_blocks > shared and not node.sharing_unsure):
+        sure = "at most" if node.sharing_unsure else "exactly"
+        wrong.append(f"{node.name}: {sure} {node.shared_blocks} shared blocks, counted {shared}")
+    counted = world.run(world.engine.sharing.count(node))
+    if counted not in (None, shared):
+        wrong.append(f"{node.name}: {counted} shared blocks by its maps, {shared} by what the snapshot sees")
     return wrong
 
 
@@ -129,19 +154,28 @@ def check_groups(world: World, kept_bytes: int) -> None:
 
 def mapped_lbas(world: World, volume: Volume) -> list[int]:
     """The lbas of a volume or snapshot that are not holes."""
-    lbas: list[int] = []
-    world.run(_seen(world, volume, lbas))
-    return lbas
+    entries: dict[int, int] = {}
+    world.run(_entries(world, volume, entries))
+    return list(entries)
 
 
-def _seen(world: World, volume: Volume, lbas: list[int]) -> Work:
-    views, leaf, end = world.engine.views, 0, (volume.size_blocks - 1 >> PAGE_SHIFT) + 1
+def _entries(world: World, node: Volume, found: dict[int, int], *, own_map: bool = False) -> Work:
+    """The map entries that lead to blocks, by lba: of what a node sees, or of its own map."""
+    engine, leaf, end = world.engine, 0, (node.size_blocks - 1 >> PAGE_SHIFT) + 1
     while leaf < end:
-        leaf = yield from views.next_leaf(volume, leaf, end)
+        if own_map:
+            leaf = yield from engine.table.next_leaf(node, leaf, end)
+        else:
+            leaf = yield from engine.views.next_leaf(node, leaf, end)
         if leaf < end:
-            slot = yield from views.leaf(volume, leaf)
+            if own_map:
+                slot = yield from engine.table.page(node, 0, leaf, create=False)
+            else:
+                slot = yield from engine.views.leaf(node, leaf)
             if slot >= 0:
-                lbas += [leaf << PAGE_SHIFT | int(at) for at in np.flatnonzero(world.engine.cache.arena[slot])]
+                row = engine.cache.arena[slot]
+                for at in np.flatnonzero(row & np.uint64(ADDRESS_MASK)).tolist():
+                    found[leaf << PAGE_SHIFT | at] = int(row[at])
             leaf += 1
 
 

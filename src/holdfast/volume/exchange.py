@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from holdfast.pool.block import ADDRESS_MASK, GROUND_MARK, HOLE_MARK, LBA_MASK, WordArray
 from holdfast.pool.space import SpaceTable
-from holdfast.volume.page_cache import PAGE_SHIFT, PageCache
+from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_SHIFT, PageCache
 from holdfast.volume.view import Inside, Views
 from holdfast.volume.volume import Volume
 
@@ -54,7 +54,7 @@ class Exchange:
             kept = self._kept(volume, leaf, inside, keeper_slots)
             # A hole that stays one is still to be seen.
             kept &= (words != 0) | (old != (0 if volume.basis is None else HOLE_MARK))
-            self._keep(volume, inside, old, kept, keeper_slots[-1])
+            self._keep(volume, leaf, inside, old, kept, keeper_slots[-1])
             dead = stored & ~kept
         self._space.drop_blocks(old[dead] & _ADDRESS)
         volume.count_mapped(int(np.count_nonzero(words)) - int(np.count_nonzero(stored)))
@@ -88,6 +88,7 @@ class Exchange:
     def _keep(
         self,
         volume: Volume,
+        leaf: int,
         inside: Inside,
         old: WordArray,
         kept: npt.NDArray[np.bool_],
@@ -98,4 +99,9 @@ class Exchange:
         nothing = np.uint64(HOLE_MARK if volume.basis is None else GROUND_MARK)
         row = self._cache.arena[keeper_slot]
         row[inside] = np.where(kept, np.where(old == 0, nothing, old), row[inside])
-        volume.keepers[-1].count_mapped(int(np.count_nonzero((old & _ADDRESS)[kept])))
+        stored = ((old & _ADDRESS) != 0) & kept
+        blocks = int(np.count_nonzero(stored))
+        volume.count_given(leaf, blocks)
+        places = np.zeros(PAGE_ENTRIES, np.bool_)
+        places[inside] = stored
+        volume.keepers[-1].count_kept(leaf, places, blocks)

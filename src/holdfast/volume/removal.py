@@ -192,7 +192,7 @@ class Removal:
             seen = heirs == 0
             seen[max(0, sees_below(heir) - (leaf << PAGE_SHIFT)) :] = False
             np.copyto(heirs, row, where=seen)
-            heir.count_mapped(int(np.count_nonzero(stored & seen)))
+            heir.count_kept(leaf, stored & seen, int(np.count_nonzero(stored & seen)))
             dead = stored & ~seen
         self._writer.log.space.drop_blocks((row & _ADDRESS)[dead])
         node.count_mapped(-int(np.count_nonzero(stored)))

@@ -201,6 +201,8 @@ class Snapshots:
             root_level=snapshot.root_level,
             mapped_blocks=0,
             reach_blocks=0,
+            shared_blocks=0,
+            sharing_unsure=False,
             loss_open=False,
         )
         successor = volumes.make(row, volume.group)

@@ -64,6 +64,23 @@ def place_all(rows: Iterable[VolumeRow], by_id: dict[int, Volume]) -> None:
         node.parent = by_id.get(row.parent_id)
     for node in by_id.values():
         refresh_keepers(node)
+        if not is_going(node):
+            _looks(node)
+    for node in by_id.values():
+        looker = predecessor(node)
+        if not node.looked_through:
+            nobody_looks(node)
+        elif looker is not None and is_going(looker):
+            node.sharing_unsure = True  # what is stored may be from before that
+
+
+def _looks(node: Volume) -> None:
+    """A node that stays looks through the next one, and behind it through those that are going."""
+    while node.basis is not None and node.basis is not node.ground:
+        node = node.basis
+        node.looked_through = True
+        if not is_going(node):
+            return
 
 
 def take_snapshot(volume: Volume, node: Volume) -> None:
@@ -71,11 +88,16 @@ def take_snapshot(volume: Volume, node: Volume) -> None:
     previous = predecessor(volume)
     place(node, volume, volume.ground)
     node.parent = volume
+    node.looked_through = volume.looked_through
     if previous is not None:
         volume.dependents.remove(previous)
         node.dependents.append(previous)
         previous.basis = node
     refresh_keepers(volume)
+    volume.looked_through = True
+    volume.shared_blocks = volume.mapped_blocks
+    volume.sharing_unsure = False
+    volume.recount = None
 
 
 def predecessor(node: Volume) -> Volume | None:
@@ -95,6 +117,8 @@ def hide(node: Volume) -> None:
     """The node is removed, as far as those outside can see."""
     node.role = Role.HIDDEN
     node.keepers = ()
+    if is_going(node):
+        _looks_no_more(node)
     volume = near_head(node)
     if volume is not None:
         refresh_keepers(volume)
@@ -105,18 +129,48 @@ def refresh_keepers(volume: Volume) -> None:
     whether they have an entry: then nobody behind them looks through."""
     if volume.role is not Role.VOLUME:
         return
-    keepers: list[Volume] = []
-    below = volume.map_end_blocks
-    keeper = predecessor(volume)
-    while keeper is not None:
-        keepers.append(keeper)
-        below = min(below, keeper.size_blocks, keeper.reach_blocks or below)
-        if not is_going(keeper) or len(keepers) == KEEPERS_MAX:
-            break
-        keeper = predecessor(keeper)
-    volume.keepers = tuple(keepers) if keeper is not None else ()
-    volume.keep_below = below if volume.keepers else 0
-    volume.versioned = bool(volume.keepers) or volume.basis is not None
+    keepers, below = lookers(volume)
+    if volume.keepers and (keepers != volume.keepers or below != volume.keep_below):
+        volume.sharing_changed()
+    if not keepers:
+        nobody_looks(volume)
+    volume.keepers = keepers
+    volume.keep_below = below
+    volume.versioned = bool(keepers) or volume.basis is not None
+
+
+def lookers(node: Volume) -> tuple[tuple[Volume, ...], int]:
+    """The snapshots that look for their blocks in a node, the nearest first, up to the first that stays, but at most
+    `KEEPERS_MAX`; none if none of them stays. And the block below which they do."""
+    found: list[Volume] = []
+    below = node.map_end_blocks
+    looker = predecessor(node)
+    while looker is not None:
+        found.append(looker)
+        below = min(below, looker.size_blocks, looker.reach_blocks or below)
+        if not is_going(looker) or len(found) == KEEPERS_MAX:
+            return tuple(found), below
+        looker = predecessor(looker)
+    return (), 0
+
+
+def nobody_looks(node: Volume) -> None:
+    node.recount = None
+    node.looked_through = node.sharing_unsure = False
+    node.shared_blocks = 0
+
+
+def _looks_no_more(node: Volume) -> None:
+    """A node is going: what is in the nodes that it looks through is seen by those before it at most."""
+    seen = bool(lookers(node)[0])
+    while node.basis is not None and node.basis is not node.ground:
+        node = node.basis
+        if seen:
+            node.sharing_changed()
+        else:
+            nobody_looks(node)
+        if not is_going(node):
+            return
 
 
 def remove_place(node: Volume) -> None:
@@ -132,11 +186,15 @@ def remove_place(node: Volume) -> None:
         if node.map_end_blocks < heir.size_blocks:
             reach.append(node.map_end_blocks)
         heir.reach_blocks = min(reach, default=0)
+        if basis is not None:
+            basis.sharing_changed()
     assert not node.dependents
     if basis is not None:
         basis.dependents.remove(node)
     if ground is not None:
         ground.grounded -= 1
+        if is_going(ground):
+            _looks_no_more(ground)
     for changed in (volume, None if ground is None else near_head(ground)):
         if changed is not None:
             refresh_keepers(changed)

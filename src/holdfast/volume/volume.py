@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from holdfast.errors import CorruptionError, ReadOnlyError
 from holdfast.memory.group import Group
@@ -14,6 +18,9 @@ from holdfast.pool.tables import VolumeRow
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.groups import DEFAULT_GROUP, UNLIMITED_BLOCKS, TenantGroup
 from holdfast.volume.page_cache import PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from holdfast.volume.sharing import Recount
 
 DAMAGED_BLOCKS_LISTED_MAX = 1000
 LOSS_EPOCH_MAX = (1 << 16) - 1
@@ -94,6 +101,7 @@ class Volume:
         "keepers",
         "key_base",
         "label",
+        "looked_through",
         "loss_acknowledged",
         "loss_epoch",
         "loss_open",
@@ -110,6 +118,7 @@ class Volume:
         "reach_blocks",
         "read_base",
         "read_only",
+        "recount",
         "removing",
         "resizing",
         "role",
@@ -117,6 +126,8 @@ class Volume:
         "root_level",
         "row_bytes",
         "row_changed",
+        "shared_blocks",
+        "sharing_unsure",
         "size_bytes",
         "stored_size_bytes",
         "versioned",
@@ -170,6 +181,11 @@ class Volume:
         self.keepers: tuple[Volume, ...] = ()  # L: of a volume: who gets what it replaces (`volume/versions.py`)
         self.keep_below = 0  # L: ... if it lies below this block
         self.lost_leaves: AbstractSet[int] = frozenset()  # L: of its map; nothing more is kept there
+        self.looked_through = False  # L: a snapshot before it, one that stays, does so
+        # L: of the data blocks in its map, those that a snapshot before it sees as well; `volume/sharing.py`.
+        self.shared_blocks = row.shared_blocks
+        self.sharing_unsure = row.sharing_unsure  # L: it may be fewer
+        self.recount: Recount | None = None  # L
         self.versioned = False  # L: it has keepers or a basis
         self.read_base = self.key_base  # L: of the pages that reads go through: its own, or those of its view
 
@@ -222,12 +238,35 @@ class Volume:
             protected=self.protected,
             cutting=self.cutting,
             identity=self.identity,
+            shared_blocks=self.shared_blocks,
+            sharing_unsure=self.sharing_unsure,
         )
 
     def count_mapped(self, change: int) -> None:
         """So many blocks more are mapped, of this volume and of its group."""
         self.mapped_blocks += change
         self.group.mapped_blocks += change
+
+    def count_kept(self, leaf: int, inside: npt.NDArray[np.bool_] | int, blocks: int) -> None:
+        """So many blocks of others, in these entries of a leaf, are in its map now, because it sees them. Whether
+        snapshots before it do is not asked."""
+        self.count_mapped(blocks)
+        if self.looked_through and blocks:
+            self.shared_blocks += blocks
+            self.sharing_unsure = True
+            if self.recount is not None:
+                self.recount.got(leaf, inside)
+
+    def count_given(self, leaf: int, blocks: int) -> None:
+        """So many blocks that a snapshot before it sees are in the map of that one now."""
+        self.shared_blocks -= blocks
+        if self.recount is not None:
+            self.recount.gave(leaf, blocks)
+
+    def sharing_changed(self) -> None:
+        """Fewer than before may look through it, or through less of it."""
+        self.sharing_unsure = self.looked_through
+        self.recount = None
 
     def move_to(self, group: TenantGroup) -> None:
         """Its space counts in another group from now on, whatever that one's limit is."""
@@ -266,6 +305,10 @@ class Volume:
     def note_lost_leaf(self, leaf: int) -> None:
         """A leaf of its map cannot be read, and never will be: what is in it is lost, whatever comes."""
         self.lost_leaves = {*self.lost_leaves, leaf}
+        node = self.basis
+        while node is not None:  # what is there in this leaf is not seen through it any more
+            node.sharing_changed()
+            node = node.basis
 
     def forget_damage(self, first: int, stop: int) -> None:
         """Blocks [first, stop) were overwritten, or are holes: should they be damaged again, that is a new loss."""

@@ -181,7 +181,8 @@ class Writer:
         if keeps:
             words[keeper_slots[-1] << PAGE_SHIFT | inside] = old or HOLE_MARK
             if old:
-                volume.keepers[-1].count_mapped(1)
+                volume.count_given(lba >> PAGE_SHIFT, 1)
+                volume.keepers[-1].count_kept(lba >> PAGE_SHIFT, inside, 1)
         elif old:
             self._live[(old & ADDRESS_MASK) >> self._shift] -= 1
         if old and volume.damaged:

@@ -166,7 +166,7 @@ class Engine:
         self.exchange = Exchange(pages, self.views, self.space)
         self.leaves = leaves = Leaves(pages, self.table, self.scheduler, waitlists.leaves_turn)
         self.reader = Reader(pages, self.views, blocks, next_turn=waitlists.next_turn)
-        self.sharing = Sharing(pages, self.table, next_turn=waitlists.next_turn)
+        self.sharing = Sharing(pages, self.table, self.scheduler, next_turn=waitlists.next_turn)
         self.differences = Differences(pages, self.views, self.table, next_turn=waitlists.next_turn)
         self.writer = Writer(
             pages,
@@ -234,7 +234,7 @@ class Engine:
             checkpoint=self.checkpoints.checkpoint,
             is_checkpoint_running=lambda: self.checkpoints.running,
             is_visited=self.cleaner.is_visiting,
-            gone=self.volumes.gone,
+            gone=self._gone,
         )
         self.snapshots = Snapshots(self.volumes, pages, pool_uuid=superblock.uuid)
         self.groups = Groups(
@@ -278,6 +278,7 @@ class Engine:
         yield from recovery.read(known_end)
         self._recovered = True
         yield from recovery.replay(self._allocate)
+        self.volumes.hold_provisioned()
         # The older slot still tells of the epoch before: it must lead here too.
         yield from self.checkpoints.write(clean=False, epoch=self.log.epoch, both_slots=True)
         self.opened = True
@@ -395,6 +396,12 @@ class Engine:
     def _cleaner_wanted(self) -> None:
         self.cleaner.want()
         self._look_again()
+
+    def _gone(self, node: Volume) -> None:
+        volumes, parent = self.volumes, node.parent
+        volumes.gone(node)
+        if parent is not None and parent.provisioned:
+            self.sharing.settle([parent], lambda: volumes.hold_for_parent(node))
 
     def _resized(self) -> None:
         self.writer.renew()

@@ -43,7 +43,7 @@ from holdfast.runtime.loop import SPIN_NS, EventLoop
 from holdfast.runtime.ports import Peer
 from holdfast.serving.clients import Clients
 from holdfast.serving.control_connection import ControlSocket
-from holdfast.serving.listing import list_snapshots, list_volumes, volume_info
+from holdfast.serving.listing import asked_of, list_snapshots, list_volumes, volume_info
 from holdfast.serving.metrics import PoolMetrics
 from holdfast.serving.pool import PoolOptions, ServedPool
 from holdfast.serving.settings import group_limits, identity, pairs, volume_settings
@@ -305,8 +305,9 @@ class Server:
     def snapshots(self, *, of: str = "", after: int = 0) -> SnapshotList:
         return list_snapshots(self.engine, self.uris, of=of, after=after)
 
-    def volume(self, name: str) -> VolumeInfo:
-        return self._info(self.engine.find(name))
+    def volume(self, name: str, reply: ServiceReply) -> None:
+        volume = self.engine.find(name)
+        self.engine.sharing.settle(asked_of(volume), lambda: reply(self._info(volume)))
 
     def _info(self, volume: Volume) -> VolumeInfo:
         return volume_info(self.engine, volume, self.uris(volume.name))

@@ -98,7 +98,7 @@ class FakeService:
 
     def snapshots(self, *, of: str = "", after: int = 0) -> SnapshotList:
         if of:
-            self.volume(of)
+            self._find(of)
         found = [info for info in self._snapshots_of(of) if info.id > after]
         listed = found[: self.snapshots_listed_max]
         return SnapshotList(snapshots=listed, next=listed[-1].id if len(listed) < len(found) else 0)
@@ -110,7 +110,11 @@ class FakeService:
             if info.kind == "snapshot" and (not name or info.name.startswith(f"{name}@"))
         ]
 
-    def volume(self, name: str) -> VolumeInfo:
+    def volume(self, name: str, reply: Reply) -> None:
+        info = self._find(name)
+        self._answer(lambda: reply(info))
+
+    def _find(self, name: str) -> VolumeInfo:
         info = self.known.get(name)
         if info is None:
             raise NotFoundError(f"there is no volume {name!r} in this pool")
@@ -134,7 +138,7 @@ class FakeService:
         self._answer(answer)
 
     def change_volume(self, name: str, change: ChangeVolume, reply: Reply) -> None:
-        info = self.volume(name)
+        info = self._find(name)
 
         def answer() -> None:
             changes = {field: value for field, value in asdict(change).items() if value is not None}
@@ -146,7 +150,7 @@ class FakeService:
         self._answer(answer)
 
     def remove_volume(self, name: str, reply: Reply, *, force: bool = False, snapshots: bool = False) -> None:
-        info = self.volume(name)
+        info = self._find(name)
         gone = self._snapshots_of(name) if info.kind == "volume" else []
         if gone and not snapshots:
             raise RequestError(f"volume {name!r} has snapshots")
@@ -163,7 +167,7 @@ class FakeService:
         self._answer(answer)
 
     def take_snapshots(self, wanted: TakeSnapshots, reply: Reply) -> None:
-        heads = [self.volume(name.partition("@")[0]) for name in wanted.names]
+        heads = [self._find(name.partition("@")[0]) for name in wanted.names]
 
         def answer() -> None:
             if any(name in self.known for name in wanted.names):
@@ -178,7 +182,7 @@ class FakeService:
         self._answer(answer)
 
     def clone_volume(self, source: str, wanted: CloneVolume, reply: Reply) -> None:
-        origin = self.volume(source)
+        origin = self._find(source)
 
         def answer() -> None:
             self.add(wanted.name, origin.size_bytes)
@@ -189,7 +193,7 @@ class FakeService:
         self._answer(answer)
 
     def promote_volume(self, name: str, reply: Reply) -> None:
-        info = self.volume(name)
+        info = self._find(name)
 
         def answer() -> None:
             if not info.origin:
@@ -201,12 +205,12 @@ class FakeService:
         self._answer(answer)
 
     def roll_back_volume(self, snapshot: str, reply: Reply) -> None:
-        self.volume(snapshot)
+        self._find(snapshot)
         name = snapshot.partition("@")[0]
         self._answer(lambda: reply(replace(self.known[name], snapshots=len(self._snapshots_of(name)))))
 
     def resize_volume(self, name: str, wanted: ResizeVolume, reply: Reply) -> None:
-        info = self.volume(name)
+        info = self._find(name)
         cut_bytes = max(0, info.size_bytes - wanted.size_bytes)
         if cut_bytes and not wanted.force:
             raise RequestError(f"cuts {cut_bytes} off")
@@ -225,7 +229,7 @@ class FakeService:
         self._answer(answer)
 
     def acknowledge_loss(self, name: str, loss_epoch: int, reply: Reply) -> None:
-        info = self.volume(name)
+        info = self._find(name)
         if not info.loss_open or info.loss_epoch != loss_epoch:
             raise RequestError(f"volume {name!r} has no loss {loss_epoch} that is not acknowledged")
 

@@ -190,7 +190,7 @@ def test_pipelined_requests_wait_for_the_late_answer_before_them() -> None:
     outputs: list[bytes] = []
     connection = ControlConnection(service, on_output=lambda: outputs.append(connection.data_to_send()))
     create = request("POST", "/v1/volumes", {"name": "disk0", "size_bytes": GIB})
-    connection.receive_data(create + request("GET", "/v1/volumes/disk0"))
+    connection.receive_data(create + request("GET", "/v1/volumes"))
     assert connection.data_to_send() == b""
     assert not connection.wants_data
     service.release()

@@ -9,7 +9,7 @@ import click
 from holdfast.cli.command import CommandError, ManualCommand
 from holdfast.cli.locate import NEW_SNAPSHOT, SNAPSHOT, VOLUME, VOLUME_OR_SNAPSHOT, PoolPath, open_pool
 from holdfast.cli.output import count_snapshots, print_json
-from holdfast.cli.volume_options import GROUP, JSON, ON_ERROR, ON_FULL, QUOTA
+from holdfast.cli.volume_options import GROUP, JSON, ON_ERROR, ON_FULL, PROVISION, QUOTA
 from holdfast.control.api import CloneVolume, OnError, OnFull, TakeSnapshots
 from holdfast.units import format_size
 
@@ -65,6 +65,7 @@ def take(snapshots: tuple[PoolPath, ...], as_json: bool) -> None:
 @ON_FULL
 @ON_ERROR
 @GROUP
+@PROVISION
 @JSON
 def clone_(
     source: PoolPath,
@@ -73,6 +74,7 @@ def clone_(
     on_full: tuple[OnFull, int] | None,
     on_error: OnError | None,
     group: str | None,
+    provision: bool | None,
     as_json: bool,
 ) -> None:
     """Make the volume NEW with the content of a SNAPSHOT of the volume NAME, without copying any of it.
@@ -92,6 +94,7 @@ def clone_(
         on_full=on_full[0] if on_full else None,
         on_error=on_error,
         group=group,
+        provisioned=bool(provision),
     )
     with open_pool(source.pool) as service:
         info = service.clone_volume(source.name, wanted)

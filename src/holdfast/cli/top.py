@@ -166,12 +166,14 @@ def pool_screen(look: Snapshot, rate: dict[str, float]) -> Screen:
     resident = f"{format_size(memory.resident_bytes)} resident, {format_size(memory.accounted_bytes)} accounted for"
     held = f"map pages {memory.map_pages} of {memory.map_pages_max}"
     ring = f"ring {format_size(memory.ring_used_bytes)} of {format_size(memory.ring_bytes)}"
+    held_back = f", {format_size(pool.held_bytes)} of it held back" if pool.held_bytes else ""
+    used = f"{format_size(pool.used_bytes)} used of {format_size(pool.usable_bytes)} usable{held_back}"
     free = f"{segments.free} free, {segments.reserved} of them held back, {segments.unprepared} to be made"
     lines = [
         ("pool", f"{pool.path}, served by process {pool.pid}, {pool.connections} clients"),
         ("memory", f"{resident}, budget {format_size(memory.budget_bytes)}; {held}; pressure: {memory.pressure}"),
         ("dirty", f"{format_size(pool.dirty_bytes)} not durable yet; {ring}"),
-        ("space", f"{format_size(pool.used_bytes)} used of {format_size(pool.usable_bytes)} usable; segments: {free}"),
+        ("space", f"{used}; segments: {free}"),
         ("cleaner", _cleaner(pool.cleaner)),
         ("fill", "; ".join(map(_fill, _worth_showing(pool.fill))) or "-"),
         *([("removed", held_by_removed(pool))] if pool.removed else []),

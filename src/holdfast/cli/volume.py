@@ -22,7 +22,7 @@ from holdfast.cli.locate import (
     open_pool,
 )
 from holdfast.cli.output import count_snapshots, format_snapshots, print_json, print_table, shorten
-from holdfast.cli.volume_options import GROUP, JSON, ON_ERROR, ON_FULL, QUOTA
+from holdfast.cli.volume_options import GROUP, JSON, ON_ERROR, ON_FULL, PROVISION, QUOTA
 from holdfast.control.api import (
     ChangeVolume,
     CreateVolume,
@@ -50,6 +50,7 @@ def command() -> None:
     examples=[
         ("A thin disk of 10 GiB", "holdfast volume create ./pool/disk1 10G"),
         ("Of 1 TiB, of which 10 GiB may be used", "holdfast volume create ./pool/disk1 1T --quota 10G"),
+        ("Thick: its space is there whatever others write", "holdfast volume create ./pool/disk1 10G --provision"),
         ("Its NBD URI, for a script", "holdfast volume create ./pool/disk1 10G --json | jq -r .uris[0]"),
     ],
 )
@@ -59,6 +60,7 @@ def command() -> None:
 @ON_FULL
 @ON_ERROR
 @GROUP
+@PROVISION
 @JSON
 def create(
     volume: PoolPath,
@@ -67,12 +69,13 @@ def create(
     on_full: tuple[OnFull, int] | None,
     on_error: OnError | None,
     group: str | None,
+    provision: bool | None,
     as_json: bool,
 ) -> None:
     """Create the volume NAME of SIZE in POOL.
 
-    The volume is thin: it takes space as it is written.  A served volume can be used at once.  POOL must exist:
-    `holdfast serve POOL` makes one.
+    The volume is thin, and takes space as it is written, unless --provision holds it back at once.  A served volume
+    can be used at once.  POOL must exist: `holdfast serve POOL` makes one.
     """
     assert volume.name is not None
     with open_pool(volume.pool) as service:
@@ -84,6 +87,7 @@ def create(
             on_full=on_full[0] if on_full else None,
             on_error=on_error,
             group=group,
+            provisioned=bool(provision),
         )
         info = service.create_volume(wanted)
     if as_json:
@@ -108,6 +112,7 @@ def create(
 @ON_FULL
 @ON_ERROR
 @GROUP
+@PROVISION
 @click.option("--writable", is_flag=True, help="Take writes again: what made it read-only is mended.")
 @click.option("--protect/--unprotect", default=None, help="Refuse to remove it, or no longer.")
 @JSON
@@ -117,6 +122,7 @@ def set_(
     on_full: tuple[OnFull, int] | None,
     on_error: OnError | None,
     group: str | None,
+    provision: bool | None,
     writable: bool,
     protect: bool | None,
     as_json: bool,
@@ -133,12 +139,14 @@ def set_(
         on_full=on_full[0] if on_full else None,
         on_error=on_error,
         group=group,
+        provisioned=provision,
         writable=writable,
         protected=protect,
     )
     if change == ChangeVolume():
         raise CommandError(
-            "nothing to change; give --quota, --on-full, --on-error, --group, --writable, --protect or --unprotect"
+            "nothing to change; give --quota, --on-full, --on-error, --group, --provision, --writable, --protect or "
+            "--unprotect"
         )
     with open_pool(volume.pool) as service:
         info = service.change_volume(volume.name, change)
@@ -149,7 +157,9 @@ def set_(
     else:
         click.echo(
             f"{volume}: {format_size(info.mapped_bytes)} used of {_quota(info)}; when full: {_on_full(info)}; "
-            f"when write-back fails: {_on_error(info)}; group {info.group}" + ("; protected" if info.protected else "")
+            f"when write-back fails: {_on_error(info)}; group {info.group}"
+            + ("; protected" if info.protected else "")
+            + (f"; {format_size(info.held_bytes)} held back" if info.provisioned else "")
         )
 
 
@@ -303,14 +313,16 @@ def show(volume: PoolPath, as_json: bool) -> None:
     NAME may be left out where the pool has only one volume.
     """
     with open_pool(volume.pool) as service:
-        info = service.volume(volume.name) if volume.name is not None else _only_volume(volume, service.volumes())
+        name = volume.name if volume.name is not None else _only_volume(volume, service.volumes()).name
+        info = service.volume(name)
     if as_json:
         print_json(info)
         return
     for title, value in (
         ("name", info.name),
         ("size", f"{format_size(info.size_bytes)} ({info.size_bytes} bytes)"),
-        ("mapped", f"{format_size(info.mapped_bytes)} ({info.mapped_bytes} bytes)"),
+        ("mapped", f"{format_size(info.mapped_bytes)} ({info.mapped_bytes} bytes){_shared(info)}"),
+        ("freed", _freed(info)),
         *_settings(info),
         ("group", info.group),
         *([("origin", info.origin)] if info.origin else []),
@@ -367,10 +379,28 @@ def _settings(info: VolumeInfo) -> list[tuple[str, str]]:
         return []
     return [
         ("quota", _quota(info)),
+        *([("thick", f"{format_size(info.held_bytes)} held back for what is not written")] if info.provisioned else []),
         ("on full", _on_full(info)),
         ("on error", _on_error(info)),
         *([("has", _snapshots(info))] if info.snapshots else []),
     ]
+
+
+def _shared(info: VolumeInfo) -> str:
+    """How much of what it has snapshots see as well."""
+    if info.shared_bytes is None:
+        return ""
+    if not info.shared_bytes:
+        return ", none of it shared"
+    alone = format_size(info.mapped_bytes - info.shared_bytes)
+    return f", of which {alone} alone and {format_size(info.shared_bytes)} shared with snapshots"
+
+
+def _freed(info: VolumeInfo) -> str:
+    if info.freed_bytes is None:
+        return "depends on clones"
+    with_all = " with all its snapshots" if info.snapshots else ""
+    return f"{format_size(info.freed_bytes)}, if it is removed{with_all}"
 
 
 def _only_volume(where: PoolPath, volumes: list[VolumeInfo]) -> VolumeInfo:

@@ -80,4 +80,8 @@ class GroupNameType(click.ParamType[str]):
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+PROVISION = click.option(
+    "--provision/--no-provision", "provision", default=None,
+    help="Hold back space for all of it, so that no write to it is answered ENOSPC; or no longer. Default: thin.",
+)  # fmt: skip
 GROUP = click.option("--group", type=GroupNameType(), metavar="NAME", help="The group that it is in. Default: default.")

@@ -81,6 +81,7 @@ class CreateVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     on_full: OnFull | None = None
     on_error: OnError | None = None
     group: str | None = None
+    provisioned: bool = False
 
 
 class CloneVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -93,6 +94,7 @@ class CloneVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     on_full: OnFull | None = None
     on_error: OnError | None = None
     group: str | None = None
+    provisioned: bool = False
 
 
 class TakeSnapshots(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -112,6 +114,7 @@ class ChangeVolume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     group: str | None = None
     writable: bool = False  # it takes writes again: what made it read-only is mended
     protected: bool | None = None  # it cannot be removed
+    provisioned: bool | None = None  # space for all of it is held back
 
 
 class AcknowledgeLoss(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -164,6 +167,12 @@ class VolumeInfo(Struct, frozen=True, kw_only=True):
     protected: bool = False  # it cannot be removed
     snapshots: int = 0  # of a volume: how many it has
     snapshots_bytes: int = 0  # ... and `mapped_bytes` of all of them
+    # Of `mapped_bytes`, what snapshots before it see as well, and what comes free if a snapshot is removed, or a volume
+    # with all its snapshots. None: not counted (in lists), or it depends on clones.
+    shared_bytes: int | None = None
+    freed_bytes: int | None = None
+    provisioned: bool = False  # no write to it is answered ENOSPC
+    held_bytes: int = 0  # what is held back for that
     identity: str = ""  # of a snapshot: what it holds, in whatever pool; 32 hexadecimal digits
 
 
@@ -250,6 +259,7 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     live_bytes: int = 0
     used_bytes: int = 0  # of these, those that data and maps of volumes take
     usable_bytes: int = 0  # how many of them there may be: what is beyond is ENOSPC
+    held_bytes: int = 0  # of the usable ones, not used yet and held back for provisioned volumes
     segment_size_bytes: int = 0
     segments: SegmentCounts = field(default_factory=SegmentCounts)
     cleaner: CleanerInfo = field(default_factory=CleanerInfo)
@@ -370,8 +380,8 @@ class Service(Protocol):
         """Those of one volume, or all, with ids above `after`. Raises NotFoundError."""
         ...
 
-    def volume(self, name: str) -> VolumeInfo:
-        """Of a snapshot as well. Raises NotFoundError."""
+    def volume(self, name: str, reply: Reply) -> None:
+        """Replies with the VolumeInfo, of a snapshot as well, once it is known what it shares."""
         ...
 
     def create_volume(self, wanted: CreateVolume, reply: Reply) -> None:

@@ -288,7 +288,7 @@ class ControlConnection:
                 service.shutdown()
                 self._respond(202, Stopping())
             case "GET", _ if path.startswith(_VOLUME_PREFIX):
-                self._respond(200, service.volume(_volume_name(path)))
+                service.volume(_volume_name(path), self._reply_with(200))
             case "PATCH", _ if path.startswith(_VOLUME_PREFIX):
                 service.change_volume(_volume_name(path), self._decode_change(), self._reply_with(200))
             case "DELETE", _ if path.startswith(_VOLUME_PREFIX):

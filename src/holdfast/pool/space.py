@@ -77,6 +77,8 @@ class SpaceTable:
         # would find nothing to clean. Whoever maps a block that was not mapped looks at it first.
         self.used_blocks = 0
         self.usable_blocks = 1 << 62
+        self.held_blocks = 0  # of the usable ones, for provisioned volumes (`volume/provision.py`)
+        self.open_blocks = self.usable_blocks  # ... and what is left of them for all others
         self.cleaning_helps = False  # there is a cleaner, and it has not found that nothing is left to gain
         self.freed_segments = 0
         self.on_wanted: Callable[[], None] = lambda: None  # somebody waits for the cleaner
@@ -146,7 +148,16 @@ class SpaceTable:
     @property
     def is_full(self) -> bool:
         """True if no block may be mapped that is not mapped already."""
-        return self.used_blocks >= self.usable_blocks
+        return self.used_blocks >= self.open_blocks
+
+    def set_usable(self, blocks: int) -> None:
+        self.usable_blocks = blocks
+        self.open_blocks = blocks - self.held_blocks
+
+    def hold(self, blocks: int) -> None:
+        """Hold back so many blocks more."""
+        self.held_blocks += blocks
+        self.open_blocks -= blocks
 
     def cleaning_may_help(self) -> bool:
         """Somebody finds no segment. True: the cleaner is told, and there may be one if he waits."""

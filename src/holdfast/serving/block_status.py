@@ -23,6 +23,7 @@ from holdfast.volume.volume import Volume
 from holdfast.work.task import Work
 
 _STATES = {BASE_ALLOCATION_CONTEXT: STATE_HOLE | STATE_ZERO, CHANGED_SINCE_CONTEXT: STATE_CHANGED}
+_PROVISIONED = _STATES | {BASE_ALLOCATION_CONTEXT: STATE_ZERO}  # a hole can be written to, whatever else there is
 
 
 class BlockStatus:
@@ -66,10 +67,11 @@ class BlockStatus:
             outgoing.error(cookie, error.errno, chunk=True)
             return
         last = max(found)
+        states = _PROVISIONED if self._volume.provisioned else _STATES
         reply = bytearray()
         for context, extents in found.items():
             told = extents[:1] if flags & CMD_FLAG_REQ_ONE else extents
-            words = [(size, _STATES[context] if state else 0) for size, state in told]
+            words = [(size, states[context] if state else 0) for size, state in told]
             chunk = bytearray(replies.BLOCK_STATUS_CHUNK_BYTES + replies.EXTENT_BYTES * len(words))
             replies.block_status_chunk(memoryview(chunk), 0, cookie, words, context == last, context)
             reply += chunk

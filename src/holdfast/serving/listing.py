@@ -8,7 +8,7 @@ of it reads what is in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 
@@ -18,6 +18,7 @@ from holdfast.pool.block import page_place
 from holdfast.pool.tables import NO_IDENTITY
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.page_cache import PAGE_SHIFT
+from holdfast.volume.sharing import freed_blocks
 from holdfast.volume.volume import OnError, OnFull, Role, Volume
 
 Uris = Callable[[str], list[str]]
@@ -25,13 +26,17 @@ Uris = Callable[[str], list[str]]
 
 @dataclass(slots=True)
 class Sum:
-    """Of several nodes of the version tree: how many, and the data blocks in their own maps."""
+    """Several nodes of the version tree, and the data blocks in their own maps."""
 
-    count: int = 0
+    nodes: list[Volume] = field(default_factory=list)
     blocks: int = 0
 
+    @property
+    def count(self) -> int:
+        return len(self.nodes)
+
     def add(self, node: Volume) -> None:
-        self.count += 1
+        self.nodes.append(node)
         self.blocks += node.mapped_blocks
 
 
@@ -93,6 +98,16 @@ def _snapshots(engine: Engine, volume: Volume | None, after: int) -> Iterator[Vo
             yield node
 
 
+def asked_of(volume: Volume) -> list[Volume]:
+    """Those of which it must be known how much they share, for all to be known that is told of a volume."""
+    nodes = [volume]
+    ground = volume.ground
+    while ground is not None and ground.role is Role.HIDDEN:
+        nodes.append(ground)
+        ground = ground.ground
+    return nodes
+
+
 def volume_info(engine: Engine, volume: Volume, uris: list[str]) -> VolumeInfo:
     sum_ = Sum()
     for snapshot in engine.volumes.snapshots_of(volume):
@@ -102,6 +117,7 @@ def volume_info(engine: Engine, volume: Volume, uris: list[str]) -> VolumeInfo:
 
 def _info(engine: Engine, volume: Volume, uris: list[str], snapshots: Sum) -> VolumeInfo:
     origin = engine.volumes.by_id.get(volume.origin_id)
+    freed = freed_blocks(volume, snapshots.nodes)
     return VolumeInfo(
         name=volume.name,
         id=volume.volume_id,
@@ -125,8 +141,12 @@ def _info(engine: Engine, volume: Volume, uris: list[str], snapshots: Sum) -> Vo
         kind="snapshot" if volume.role is Role.SNAPSHOT else "volume",
         origin="" if origin is None or origin.role is not Role.SNAPSHOT else origin.name,
         protected=volume.protected,
+        provisioned=volume.provisioned,
+        held_bytes=volume.held_blocks << BLOCK_SHIFT,
         snapshots=snapshots.count,
         snapshots_bytes=snapshots.blocks << BLOCK_SHIFT,
+        shared_bytes=None if volume.sharing_unsure else volume.shared_blocks << BLOCK_SHIFT,
+        freed_bytes=None if freed is None else freed << BLOCK_SHIFT,
     )
 
 

@@ -76,6 +76,9 @@ def _pool(seen: Observed) -> Iterator[Metric]:
     yield gauge(
         "pool_usable_bytes", "How much of that there may be: ENOSPC beyond.", space.usable_blocks << BLOCK_SHIFT
     )
+    yield gauge(
+        "pool_held_bytes", "Of the usable ones, held back for provisioned volumes.", space.held_blocks << BLOCK_SHIFT
+    )
     yield gauge("pool_segment_size_bytes", "Size of a segment file.", segment_bytes)
     yield gauges(
         "pool_segments", "Segments by state.", ["state"], [([state], count) for state, count in space.counts().items()]

@@ -20,7 +20,7 @@ from holdfast.control.space_api import ChangePool, ResizeVolume, VolumeResized
 from holdfast.errors import HoldfastError
 from holdfast.pool.tables import GroupLimits
 from holdfast.runtime.loop import EventLoop
-from holdfast.serving.listing import list_snapshots, list_volumes, volume_info
+from holdfast.serving.listing import asked_of, list_snapshots, list_volumes, volume_info
 from holdfast.serving.pool import PoolOptions, ServedPool
 from holdfast.serving.settings import group_limits, identity, pairs, volume_settings
 from holdfast.serving.status import group_info, list_groups, pool_status, volume_resized
@@ -55,7 +55,9 @@ class OfflinePool:
             after = part.next
 
     def volume(self, name: str) -> VolumeInfo:
-        return self._info(self._engine.find(name))
+        volume = self._engine.find(name)
+        self._run(lambda answer: self._engine.sharing.settle(asked_of(volume), lambda: answer(None)))
+        return self._info(volume)
 
     def create_volume(self, wanted: CreateVolume) -> VolumeInfo:
         settings = volume_settings(self._engine, wanted)

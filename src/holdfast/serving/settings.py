@@ -25,6 +25,7 @@ def volume_settings(engine: Engine, wanted: CreateVolume | CloneVolume | ChangeV
         on_error=None if wanted.on_error is None else ON_ERROR[wanted.on_error],
         group=None if wanted.group is None else engine.groups.find(wanted.group),
         read_only=ReadOnly.NO if isinstance(wanted, ChangeVolume) and wanted.writable else None,
+        provisioned=wanted.provisioned if isinstance(wanted, ChangeVolume) else wanted.provisioned or None,
         protected=wanted.protected if isinstance(wanted, ChangeVolume) else None,
     )
 

@@ -114,5 +114,7 @@ class SpaceWatch:
 
 
 def pool_space(engine: Engine) -> tuple[int, int]:
-    """Bytes of a pool that hold something of clients, or their maps, and how many can before writes are refused."""
-    return engine.space.used_blocks << BLOCK_SHIFT, engine.space.usable_blocks << BLOCK_SHIFT
+    """Bytes of a pool that hold something of clients, or their maps, or are held back for some, and how many can before
+    writes are refused."""
+    space = engine.space
+    return space.used_blocks + space.held_blocks << BLOCK_SHIFT, engine.space.usable_blocks << BLOCK_SHIFT

@@ -127,6 +127,7 @@ def pool_status(
         live_bytes=max(0, int(engine.space.live.sum())) << BLOCK_SHIFT,
         used_bytes=engine.space.used_blocks << BLOCK_SHIFT,
         usable_bytes=engine.space.usable_blocks << BLOCK_SHIFT,
+        held_bytes=engine.space.held_blocks << BLOCK_SHIFT,
         cleaner=_cleaner(engine),
         segment_size_bytes=segment_bytes,
         segments=SegmentCounts(

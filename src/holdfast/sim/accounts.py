@@ -118,9 +118,11 @@ def check_groups(world: World, kept_bytes: int) -> None:
     engine = world.engine
     pages = dict.fromkeys(engine.volumes.groups.by_id, 0)
     mapped = dict(pages)
+    held = dict(pages)
     volumes = dict(pages)
     for volume in engine.volumes.by_id.values():
         mapped[volume.group.group_id] += volume.mapped_blocks
+        held[volume.group.group_id] += volume.blocks_to_hold()
         volumes[volume.group.group_id] += 1
     for key in engine.cache.slot_of:
         pages[engine.volumes.by_id[key >> VOLUME_SHIFT].group.group_id] += BLOCK_SIZE_BYTES
@@ -130,7 +132,11 @@ def check_groups(world: World, kept_bytes: int) -> None:
         assert usage[Kind.MAP_PAGES] == pages[group.group_id], f"group {group.name}"
         assert usage[Kind.READ_BUFFERS] == 0, f"group {group.name}"
         assert group.mapped_blocks == mapped[group.group_id], f"group {group.name}"
+        assert group.held_blocks == held[group.group_id], f"group {group.name}"
         assert group.volumes == volumes[group.group_id], f"group {group.name}"
+    space = engine.space
+    assert space.held_blocks == sum(held.values())
+    assert space.open_blocks == space.usable_blocks - space.held_blocks
     connections = world.server.connections
     # A group that was removed still pays for the peers that are connected, and until all that they wrote is durable.
     payers = [*(connection.group for connection in connections), *engine.log.dirty.payers]

@@ -122,7 +122,7 @@ class Capacity:
 
     def _holds(self, segments: int) -> bool:
         """True if a pool of so many segments has room for what is live, and for the reserve."""
-        return self._space.used_blocks <= self._volumes.usable_blocks_for(segments)
+        return self._space.used_blocks + self._space.held_blocks <= self._volumes.usable_blocks_for(segments)
 
     def _resize(self, segments: int) -> Work:
         if self.running:
@@ -143,8 +143,9 @@ class Capacity:
             return
         smallest = self.smallest_segments()
         if segments < smallest:
+            used_blocks = self._space.used_blocks + self._space.held_blocks
             raise RequestError(
-                f"the pool holds {format_size(self._space.used_blocks << BLOCK_SHIFT)}; the smallest capacity is "
+                f"the pool holds {format_size(used_blocks << BLOCK_SHIFT)}; the smallest capacity is "
                 f"{format_size(smallest * self._segment_bytes)}: trim or remove volumes first"
             )
 

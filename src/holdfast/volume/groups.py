@@ -25,6 +25,7 @@ class TenantGroup:
 
     __slots__ = (
         "group_id",
+        "held_blocks",
         "limits",
         "mapped_blocks",
         "mapped_blocks_max",
@@ -42,7 +43,8 @@ class TenantGroup:
         self.limits = GroupLimits()  # L: as they are stored, also where the minimums are not held
         self.minimums_held = True  # L
         self.mapped_blocks = 0  # L: of all its volumes
-        self.mapped_blocks_max = UNLIMITED_BLOCKS  # L
+        self.held_blocks = 0  # L: for those of them that are provisioned
+        self.mapped_blocks_max = UNLIMITED_BLOCKS  # L: by all others; what is held back is taken off
         self.removing = False  # L: nobody finds it any more; its id is not free until that is durable
         self.volumes = 0  # L: how many there are in it
 
@@ -83,7 +85,13 @@ class TenantGroup:
         self.limits = limits
         self.memory.limit_bytes = limits.memory_bytes or UNLIMITED_BYTES
         limit_dirty(self.memory, limits.dirty_bytes or UNLIMITED_BYTES)
-        self.mapped_blocks_max = limits.space_bytes >> BLOCK_SHIFT if limits.space_bytes else UNLIMITED_BLOCKS
+        limit_blocks = limits.space_bytes >> BLOCK_SHIFT if limits.space_bytes else UNLIMITED_BLOCKS
+        self.mapped_blocks_max = limit_blocks - self.held_blocks
+
+    def hold(self, blocks: int) -> None:
+        """Hold back so many blocks more."""
+        self.held_blocks += blocks
+        self.mapped_blocks_max -= blocks
 
     def take_in(self, mapped_blocks: int) -> None:
         """A volume with so many blocks is in the group from now on."""

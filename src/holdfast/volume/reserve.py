@@ -143,7 +143,7 @@ class Reserve:
         space.checkpoint_segments = registry.segments(CHECKPOINT)
         space.cleaner_segments = registry.segments(CLEANER)
         space.reserve_segments = registry.segments()
-        space.usable_blocks = self._usable_blocks(space.limit_segments, space.reserve_segments)
+        space.set_usable(self._usable_blocks(space.limit_segments, space.reserve_segments))
         staging_bytes = max(registry.staging_bytes, self.staging.drawn_bytes)
         if exist:
             self.staging.insist_on(staging_bytes)

@@ -148,9 +148,11 @@ class Resizes:
         self._check_there(volume)
         volume.stored_size_bytes = size_bytes
         try:
+            self._volumes.provisions.hold_or_refuse(volume)
             yield from self._checkpoints.checkpoint(both_slots=True)
         except HoldfastError:
             volume.stored_size_bytes = volume.size_bytes
+            self._volumes.provisions.hold(volume)
             raise
         volume.size_bytes = size_bytes
         refresh_keepers(volume)
@@ -306,6 +308,7 @@ class Resizes:
             if not _is_going(volume):
                 volume.cutting = False
                 refresh_keepers(volume)
+                self._volumes.provisions.hold(volume)
                 self._checkpoints.row_changed()
 
     def _forget_behind(self, volume: Volume) -> Work:

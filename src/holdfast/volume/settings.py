@@ -19,6 +19,7 @@ class VolumeSettings:
     group            name of the group that it is in
     read_only        NO ends what `on_full` or `on_error` began
     protected        it cannot be removed
+    provisioned      space for all of it is held back
     """
 
     quota_bytes: int | None = None
@@ -28,6 +29,7 @@ class VolumeSettings:
     group: TenantGroup | None = None
     read_only: ReadOnly | None = None
     protected: bool | None = None
+    provisioned: bool | None = None
 
 
 AS_BY_DEFAULT = VolumeSettings()
@@ -43,6 +45,7 @@ def apply_settings(volume: Volume, settings: VolumeSettings, cache: PageCache) -
         volume.group,
         volume.read_only,
         volume.protected,
+        volume.provisioned,
     )
     if settings.quota_bytes is not None:
         volume.set_quota(settings.quota_bytes)
@@ -59,6 +62,8 @@ def apply_settings(volume: Volume, settings: VolumeSettings, cache: PageCache) -
         volume.read_only = settings.read_only
     if settings.protected is not None:
         volume.protected = settings.protected
+    if settings.provisioned is not None:
+        volume.provisioned = settings.provisioned
     return lambda: _back(volume, before, cache)
 
 

@@ -10,15 +10,18 @@ leaf, in the maps of the node and of those that look through it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
+from holdfast.errors import CorruptionError, DiskError
 from holdfast.pool.block import ADDRESS_MASK
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_SHIFT, PageCache
 from holdfast.volume.page_table import PageTable
 from holdfast.volume.versions import lookers, nobody_looks
-from holdfast.volume.volume import Volume
-from holdfast.work.task import Waitlist, Work
+from holdfast.volume.volume import Role, Volume
+from holdfast.work.task import Scheduler, Waitlist, Work
 
 LEAVES_PER_TURN = 32
 _ADDRESS = np.uint64(ADDRESS_MASK)
@@ -60,13 +63,49 @@ class Recount:
         self.passed = leaf - 1
 
 
+def freed_blocks(node: Volume, snapshots: Sequence[Volume]) -> int | None:
+    """How many data blocks come free if a volume is removed together with all its `snapshots`, or a snapshot by itself;
+    None if that is not known, or depends on clones. Without what the removal of others still frees."""
+    if any(snapshot.grounded for snapshot in snapshots):
+        return None
+    if node.role is Role.SNAPSHOT:
+        if node.grounded:
+            return 0  # it stays, hidden, for its clones
+        return None if node.sharing_unsure else node.mapped_blocks - node.shared_blocks
+    freed = node.mapped_blocks + sum(snapshot.mapped_blocks for snapshot in snapshots)
+    ground, theirs = node.ground, 1 + len(snapshots)
+    # What it was cloned from, if that stays for this clone only.
+    while ground is not None and ground.role is Role.HIDDEN and ground.grounded == theirs:
+        if ground.sharing_unsure:
+            return None
+        freed += ground.mapped_blocks - ground.shared_blocks
+        ground, theirs = ground.ground, 1
+    return freed
+
+
 class Sharing:
     """All fields are fixed when it is made."""
 
-    def __init__(self, cache: PageCache, table: PageTable, *, next_turn: Waitlist) -> None:
+    def __init__(self, cache: PageCache, table: PageTable, scheduler: Scheduler, *, next_turn: Waitlist) -> None:
         self._cache = cache
         self._table = table
+        self._scheduler = scheduler
         self._next_turn = next_turn
+
+    def settle(self, nodes: Sequence[Volume], answer: Callable[[], None]) -> None:
+        """Call `answer` once it is known how much the nodes share, or that it cannot be found out now."""
+        unsure = [node for node in nodes if node.sharing_unsure]
+        if not unsure:
+            answer()
+            return
+        self._scheduler.spawn(self._settle(unsure), f"count what {nodes[0].name} shares", lambda _error: answer())
+
+    def _settle(self, nodes: Sequence[Volume]) -> Work:
+        for node in nodes:
+            try:
+                yield from self.count(node)
+            except (CorruptionError, DiskError):
+                return  # whoever reads there is told; here it stays unsure
 
     def count(self, node: Volume) -> Work:
         """How many of the node's data blocks a snapshot before it sees as well (a task's work), exactly as of the

@@ -20,7 +20,7 @@ from holdfast.pool.tables import NO_IDENTITY, SNAPSHOT_NAME_BYTES_MAX, VolumeRow
 from holdfast.volume.page_cache import PageCache
 from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings, apply_settings
 from holdfast.volume.versions import hide, place, predecessor, take_snapshot
-from holdfast.volume.volume import Role, Volume
+from holdfast.volume.volume import Role, Volume, map_pages
 from holdfast.volume.volumes import Answer, Volumes
 from holdfast.work.task import guarded
 
@@ -49,6 +49,7 @@ class Snapshots:
                 volumes.check_free(f"{head.name}@{label}")
             if len({head.volume_id for head in heads}) < len(heads):
                 raise RequestError("a volume is named twice; a snapshot of several volumes has each of them once")
+            volumes.provisions.check([(head, to_share(head)) for head in heads])
             volumes.hold_for_more([Role.SNAPSHOT] * len(wanted))
         except HoldfastError as error:
             answer(error)
@@ -78,6 +79,7 @@ class Snapshots:
             identity = xxh3_128_digest(self._pool_uuid + place_and_time)
         node = volumes.make(replace(row, identity=identity), head.group)
         take_snapshot(head, node)
+        self._volumes.provisions.hold(head)
         return node
 
     def clone(self, source: str, name: str, answer: Answer, settings: VolumeSettings = AS_BY_DEFAULT) -> None:
@@ -89,6 +91,8 @@ class Snapshots:
             volumes.check_free(name)
             from_volume = origin.role is Role.VOLUME
             _check_whole(origin)
+            if from_volume:
+                volumes.provisions.check([(origin, to_share(origin))])
             volumes.hold_for_more([Role.SNAPSHOT, Role.VOLUME] if from_volume else [Role.VOLUME])
         except HoldfastError as error:
             answer(error)
@@ -96,9 +100,20 @@ class Snapshots:
         base = self._take(origin, "") if from_volume else origin
         clone = self._clone(base, name)
         apply_settings(clone, settings, self._cache)
-        volumes.claim([name])
+        refusal = None
+        try:
+            volumes.provisions.hold_or_refuse(clone)
+        except HoldfastError as error:
+            refusal = error
         if from_volume:
             hide(base)  # a snapshot that nobody asked for by name: it goes once no clone needs it
+        if refusal is not None:
+            hide(clone)
+            volumes.let_go(clone)
+            volumes.removal.begin()
+            answer(refusal)
+            return
+        volumes.claim([name])
 
         def made(error: HoldfastError | None) -> None:
             volumes.release_claim([name])
@@ -106,6 +121,7 @@ class Snapshots:
                 volumes.by_name[clone.name] = clone
             else:
                 hide(clone)
+                volumes.let_go(clone)
                 volumes.removal.begin()
             answer(error or clone)
 
@@ -188,6 +204,8 @@ class Snapshots:
             if snapshot.role is not Role.SNAPSHOT or volume is None:
                 raise RequestError(f"{name!r} is not a snapshot; give it as VOLUME@SNAPSHOT")
             volumes.check_unused(volume)
+            if volume.provisioned:
+                volumes.provisions.check([(volume, snapshot.size_blocks + map_pages(snapshot.size_bytes))])
             volumes.hold_for_more([Role.VOLUME])
         except HoldfastError as error:
             answer(error)
@@ -207,6 +225,7 @@ class Snapshots:
         )
         successor = volumes.make(row, volume.group)
         place(successor, snapshot, snapshot)
+        volumes.provisions.hold(successor)
         theirs = [node for node in volumes.by_id.values() if node.parent is volume]
         volume.removing = True
         self._rename(theirs, successor)
@@ -216,13 +235,23 @@ class Snapshots:
             if error is None:
                 volumes.by_name[successor.name] = successor
                 hide(volume)
+                volumes.let_go(volume)
             else:
                 self._rename(theirs, volume)
                 hide(successor)
+                volumes.let_go(successor)
             volumes.removal.begin()
             answer(error or successor)
 
         volumes.scheduler.spawn(guarded(volumes.checkpoint()), f"roll back to {name}", rolled_back)
+
+
+def to_share(head: Volume) -> int:
+    """How many blocks more a snapshot taken now makes a provisioned volume hold."""
+    if not head.provisioned:
+        return 0
+    alone = head.mapped_blocks - min(head.shared_blocks, head.mapped_blocks)
+    return alone + (0 if head.looked_through else map_pages(head.size_bytes))
 
 
 def _check_snapshotable(head: Volume, label: str) -> None:

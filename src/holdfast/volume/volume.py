@@ -51,6 +51,15 @@ def root_level_for(size_bytes: int) -> int:
     return level
 
 
+def map_pages(size_bytes: int) -> int:
+    """How many pages the map of a volume of this size has, all of it written."""
+    pages, level = 0, -(-size_bytes >> (BLOCK_SHIFT + PAGE_SHIFT))
+    while level > 1:
+        pages += level
+        level = -(-level >> PAGE_SHIFT)
+    return pages + 1
+
+
 def read_only_error(volume: Volume) -> ReadOnlyError:
     why = "its write-back failed" if volume.read_only is ReadOnly.FAILED else "there was no space"
     return ReadOnlyError(
@@ -96,6 +105,7 @@ class Volume:
         "ground",
         "grounded",
         "group",
+        "held_blocks",
         "identity",
         "keep_below",
         "keepers",
@@ -114,6 +124,7 @@ class Volume:
         "origin_id",
         "parent",
         "protected",
+        "provisioned",
         "quota_bytes",
         "reach_blocks",
         "read_base",
@@ -174,6 +185,8 @@ class Volume:
         self.origin_id = row.origin_id  # L: the snapshot that it was cloned from, for those who ask
         self.reach_blocks = row.reach_blocks  # L: what lies behind is not looked for in the basis; 0: all is
         self.protected = row.protected  # L: not to be removed
+        self.provisioned = row.provisioned  # L: all of it can be written, whatever else there is (`provision.py`)
+        self.held_blocks = 0  # L: ... for which so much is held back
         self.identity = row.identity  # I: of a snapshot: of what it holds, in whatever pool (`snapshots.py`)
         self.row_bytes = 0  # L: what is held back for its row in the volume table
         self.dependents: list[Volume] = []  # L: those whose basis it is
@@ -238,6 +251,7 @@ class Volume:
             protected=self.protected,
             cutting=self.cutting,
             identity=self.identity,
+            provisioned=self.provisioned,
             shared_blocks=self.shared_blocks,
             sharing_unsure=self.sharing_unsure,
         )
@@ -271,8 +285,22 @@ class Volume:
     def move_to(self, group: TenantGroup) -> None:
         """Its space counts in another group from now on, whatever that one's limit is."""
         self.group.let_go(self.mapped_blocks)
+        self.group.hold(-self.held_blocks)
         self.group = group
         group.take_in(self.mapped_blocks)
+        group.hold(self.held_blocks)
+
+    def blocks_to_hold(self) -> int:
+        """How many blocks the pool must have left for all of it to be written over: 0 if it is not provisioned."""
+        if not self.provisioned or self.role is not Role.VOLUME:
+            return 0
+        size_bytes = max(self.size_bytes, self.stored_size_bytes)
+        alone = self.mapped_blocks - min(self.shared_blocks, self.mapped_blocks)
+        if self.cutting:
+            alone = 0  # it may lie behind the end
+        # What a snapshot gets needs pages of its map as well.
+        pages = map_pages(size_bytes) << self.looked_through
+        return max(0, -(-size_bytes // BLOCK_SIZE_BYTES) - alone) + pages
 
     def write_back_has_failed(self) -> None:
         """Its data is still dirty, and tried again; what it wants to do about that."""

@@ -26,7 +26,9 @@ from holdfast.errors import (
     NoSpaceError,
     NotFoundError,
     RequestError,
+    Resource,
     ShortageError,
+    log_fields,
 )
 from holdfast.memory.context import CONTROL
 from holdfast.memory.group import Group, Kind
@@ -35,9 +37,10 @@ from holdfast.pool.block import VOLUME_ID_MAX
 from holdfast.pool.space import SpaceTable
 from holdfast.pool.tables import ROW_SIZE_BYTES, VolumeRow, row_bytes_max
 from holdfast.runtime.ports import Clock
-from holdfast.units import KIB, VOLUME_SIZE_BYTES_MAX, format_size
+from holdfast.units import BLOCK_SHIFT, KIB, VOLUME_SIZE_BYTES_MAX, format_size
 from holdfast.volume.groups import GroupDirectory, TenantGroup
 from holdfast.volume.page_cache import PageCache
+from holdfast.volume.provision import Provisions
 from holdfast.volume.removal import Removal
 from holdfast.volume.reserve import Reserve
 from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings, apply_settings
@@ -85,6 +88,7 @@ class Volumes:
         self._rows_bytes = 0  # L: that the volume table takes at most, without the groups
         self.removal: Removal  # I: given by the engine
         self._space = space  # I
+        self.provisions = Provisions(space)  # I
         self._cache = cache  # I
         self._writer = writer  # I
         self.scheduler = scheduler  # I
@@ -105,6 +109,18 @@ class Volumes:
             if volume.role is not Role.HIDDEN:
                 self.by_name[volume.name] = volume
         self.hold_reserve()
+
+    def hold_provisioned(self) -> None:
+        """All volumes are what they were before the last server ended."""
+        for volume in self.heads():
+            self.provisions.hold(volume)
+        short = self._space.used_blocks - self._space.open_blocks
+        if self._space.held_blocks and short > 0:
+            log_output.warning(
+                "provisioned volumes are promised %s more than the pool has: add --capacity",
+                format_size(short << BLOCK_SHIFT),
+                extra=log_fields(Resource.POOL_SPACE),
+            )
 
     def hold_reserve(self, *, more_bytes: int = 0, larger: bool = False) -> None:
         """Hold back what the volume table needs as it is, with so many bytes of rows more. `larger`: the pool is to
@@ -144,6 +160,12 @@ class Volumes:
             return
         volume = self.make(VolumeRow(self.next_id, name, size_bytes, 0, root_level_for(size_bytes), 0, self.now_ns()))
         apply_settings(volume, settings, self._cache)
+        try:
+            self.provisions.hold_or_refuse(volume)
+        except HoldfastError as error:
+            self.forget(volume)
+            answer(error)
+            return
         self.claim([name])
 
         def made(error: HoldfastError | None) -> None:
@@ -195,7 +217,7 @@ class Volumes:
             self.hold_reserve()
             raise
         # What their metadata may need must not be taken from what is mapped.
-        too_full = space.usable_blocks < usable_blocks and space.used_blocks > space.usable_blocks
+        too_full = space.usable_blocks < usable_blocks and space.used_blocks > space.open_blocks
         if too_full or space.available_segments < space.checkpoint_segments:
             self.hold_reserve()
             raise NoSpaceError("the pool is full: trim or remove volumes, or serve it with more --capacity")
@@ -219,9 +241,20 @@ class Volumes:
     def forget(self, volume: Volume) -> None:
         """A node is gone, or was not made after all."""
         del self.by_id[volume.volume_id]
+        self.let_go(volume)
         self._rows_bytes -= volume.row_bytes
         volume.group.let_go(volume.mapped_blocks)
         self._system.release(Kind.STATE, VOLUME_STATE_BYTES)
+
+    def let_go(self, volume: Volume) -> None:
+        """It goes, or was not made after all: nothing is held for it any more."""
+        volume.provisioned = False
+        self.provisions.hold(volume)
+
+    def hold_for_parent(self, node: Volume) -> None:
+        """A snapshot goes: what its volume shares, and so what is held for it, may be less."""
+        if node.parent is not None:
+            self.provisions.hold(node.parent)
 
     # ---- changing one
 
@@ -237,6 +270,13 @@ class Volumes:
             answer(error)
             return
         take_back = apply_settings(volume, settings, self._cache)
+        try:
+            if settings.provisioned or settings.quota_bytes is not None:
+                self.provisions.hold_or_refuse(volume)
+        except HoldfastError as error:
+            take_back()
+            answer(error)
+            return
         if settings.group is not None:
             self.gather_snapshots(volume)
 
@@ -245,6 +285,7 @@ class Volumes:
                 take_back()
                 if settings.group is not None:
                     self.gather_snapshots(volume)
+            self.provisions.hold(volume)  # what is not wanted any more is held until that is durable
             answer(error or volume)
 
         self.scheduler.spawn(guarded(self.checkpoint()), f"change {name}", stored)
@@ -312,6 +353,8 @@ class Volumes:
             if error is None:
                 for each in chosen:
                     hide(each)
+                    self.let_go(each)
+                    self.hold_for_parent(each)
             answer(error)
             self.removal.begin()
 

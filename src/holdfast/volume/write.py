@@ -37,6 +37,7 @@ from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, Page
 from holdfast.volume.page_table import PageTable
 from holdfast.volume.page_writer import PageWriter
 from holdfast.volume.patience import Patience
+from holdfast.volume.provision import Provisions
 from holdfast.volume.view import Views
 from holdfast.volume.volume import Volume
 from holdfast.volume.waitlists import Waitlists
@@ -92,6 +93,7 @@ class Writer:
         self._words = cache.words
         self._live = log.space.live_words
         self._shift = log.shift
+        self._provisions = Provisions(log.space)
 
     def renew(self) -> None:
         """The pool has another capacity, and the space table other columns."""
@@ -126,15 +128,17 @@ class Writer:
         if not old:
             if volume.mapped_blocks >= volume.mapped_blocks_max:
                 return Obstacle.OVER_QUOTA
-            group = volume.group
-            if group.mapped_blocks >= group.mapped_blocks_max:
-                return Obstacle.GROUP_OVER_SPACE
-            space = log.space
-            if space.used_blocks >= space.usable_blocks:
-                return Obstacle.NO_SPACE
+            group, space = volume.group, log.space
+            if not volume.provisioned:
+                if group.mapped_blocks >= group.mapped_blocks_max:
+                    return Obstacle.GROUP_OVER_SPACE
+                if space.used_blocks >= space.open_blocks:
+                    return Obstacle.NO_SPACE
             space.used_blocks += 1
             volume.mapped_blocks += 1
             group.mapped_blocks += 1
+            if volume.provisioned:
+                self._provisions.hold(volume)
         words[at] = log.append(block, volume.key_base | lba, volume.data_seed, KIND_DATA)
         if old:
             self._live[(old & ADDRESS_MASK) >> self._shift] -= 1
@@ -170,10 +174,11 @@ class Writer:
             if not old and volume.mapped_blocks >= volume.mapped_blocks_max:
                 return Obstacle.OVER_QUOTA
             group, space = volume.group, log.space
-            if group.mapped_blocks >= group.mapped_blocks_max:
-                return Obstacle.GROUP_OVER_SPACE
-            if space.used_blocks >= space.usable_blocks:
-                return Obstacle.NO_SPACE
+            if not volume.provisioned:
+                if group.mapped_blocks >= group.mapped_blocks_max:
+                    return Obstacle.GROUP_OVER_SPACE
+                if space.used_blocks >= space.open_blocks:
+                    return Obstacle.NO_SPACE
             space.used_blocks += 1
             if not old:
                 volume.count_mapped(1)
@@ -185,6 +190,8 @@ class Writer:
                 volume.keepers[-1].count_kept(lba >> PAGE_SHIFT, inside, 1)
         elif old:
             self._live[(old & ADDRESS_MASK) >> self._shift] -= 1
+        if volume.provisioned:
+            self._provisions.hold(volume)
         if old and volume.damaged:
             volume.damaged.pop(lba, None)
         return 0
@@ -235,6 +242,8 @@ class Writer:
             volume.forget_damage(lba, lba + len(entries))
         if volume.versioned:
             self.exchange.replace(volume, slot, slice(first, first + len(entries)), entries, keeper_slots)
+            if volume.provisioned:
+                self._provisions.hold(volume)
             return
         row = self.cache.arena[slot, first : first + len(entries)]
         replaced = int(np.count_nonzero(row))
@@ -242,6 +251,8 @@ class Writer:
             self.log.space.drop_blocks(row & np.uint64(ADDRESS_MASK))
         volume.count_mapped(int(np.count_nonzero(entries)) - replaced)
         row[:] = entries
+        if volume.provisioned:
+            self._provisions.hold(volume)
 
     def _writable_keepers(self, volume: Volume, leaf: int) -> tuple[list[int], int]:
         """The slots of the keepers' leaves, of which the last can be changed, and 0 or the `Obstacle`."""
@@ -258,7 +269,9 @@ class Writer:
         own_left = max(0, volume.mapped_blocks_max - volume.mapped_blocks)
         group_left = max(0, volume.group.mapped_blocks_max - volume.group.mapped_blocks)
         space = self.log.space
-        pool_left = max(0, space.usable_blocks - space.used_blocks)
+        pool_left = max(0, space.open_blocks - space.used_blocks)
+        if volume.provisioned:  # it is held
+            group_left = pool_left = 2 * count
         while count > own_left or 2 * count > min(group_left, pool_left):
             own, total = self._growth(volume, slot, first, count, keeper_slots)
             if own <= own_left and total <= min(group_left, pool_left):
@@ -439,7 +452,7 @@ class Writer:
         head = first * BLOCK_SIZE_BYTES - offset
         if head:
             yield from self.write(volume, offset, ZEROES[:head], payer)
-        if allocate:
+        if allocate and not volume.provisioned:
             at = first * BLOCK_SIZE_BYTES
             while at < last * BLOCK_SIZE_BYTES:
                 count = min(last * BLOCK_SIZE_BYTES - at, len(ZEROES))

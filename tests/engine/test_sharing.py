@@ -97,8 +97,8 @@ def test_it_is_exact_while_clients_write() -> None:
     for leaf in range(0, 32768, 512):
         write(world, "v", leaf, of(3))
     node = world.engine.find("v@b")
-    answers: list[None] = []
-    world.engine.sharing.settle([node], lambda: answers.append(None))
+    answers: list[bool] = []
+    world.engine.sharing.settle([node], lambda: answers.append(node.sharing_unsure))
     passed: set[int] = set()  # how far the counting had come when blocks were written
     content, ended = memoryview(of(4) * 4), []  # type: memoryview, list[object]
     writer, volume = world.engine.writer, world.engine.find("v")
@@ -112,7 +112,7 @@ def test_it_is_exact_while_clients_write() -> None:
         world.engine.scheduler.spawn(write_one(leaf), "write", ended.append)
     world.settle(lambda: bool(answers) and len(ended) == 64)
     assert passed, "nobody wrote in the middle of it"
-    assert not node.sharing_unsure
+    assert answers == [False]
     check_accounts(world)
 
 

@@ -152,3 +152,27 @@ def test_a_rollback_asks_and_says_what_it_replaces(
     assert "written to it after its newest snapshot is gone for good" in asked.stderr
     assert run("volume", "rollback", f"{served_pool}/data@a", input_text="y\n").exit_code == 0
     assert run("volume", "rollback", f"{served_pool}/data@a", "--yes").exit_code == 0
+
+
+def test_show_says_what_is_shared_and_what_comes_free(run: Run, pool: Path) -> None:
+    run("volume", "create", f"{pool}/data", "1M")
+    content = pool.parent / "content"
+    content.write_bytes(bytes(range(1, 129)) * 2048)
+    run("copy", content, f"{pool}/data")
+    run("volume", "snapshot", f"{pool}/data@a")
+    shown = dict(line.split(maxsplit=1) for line in run("volume", "show", f"{pool}/data").stdout.splitlines())
+    assert shown["mapped"] == "256K (262144 bytes), of which 0 alone and 256K shared with snapshots"
+    assert shown["freed"] == "256K, if it is removed with all its snapshots"
+    info = json.loads(run("volume", "show", f"{pool}/data@a", "--json").stdout)
+    assert (info["mapped_bytes"], info["shared_bytes"], info["freed_bytes"]) == (0, 0, 0)
+
+
+def test_a_provisioned_volume_says_what_is_held(run: Run, pool: Path) -> None:
+    assert run("volume", "create", f"{pool}/thick", "1M", "--provision").exit_code == 0
+    info = json.loads(run("volume", "show", f"{pool}/thick", "--json").stdout)
+    assert (info["provisioned"], info["held_bytes"]) == (True, (1 << 20) + 4096)
+    result = run("volume", "create", f"{pool}/huge", "10T", "--provision")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "'huge' is provisioned: this needs 10.0T of the pool held back" in result.stderr
+    assert "0 held back" not in run("volume", "set", f"{pool}/thick", "--provision").stdout
+    assert "held back" not in run("volume", "set", f"{pool}/thick", "--no-provision").stdout

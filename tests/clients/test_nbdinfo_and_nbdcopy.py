@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.units import GIB, KIB, MIB, TIB
 from tests.clients.conftest import Disk, MakeDisk
-from tests.clients.running import run
+from tests.clients.running import holdfast, run
 from tests.conftest import Tool
 
 pytestmark = pytest.mark.clients
@@ -124,3 +124,16 @@ def test_a_disk_is_copied_to_another_one(tool: Tool, make_disk: MakeDisk, image:
     run(tool("nbdcopy"), "--synchronous", target.uri, out)
     assert out.read_bytes() == image.read_bytes()
     assert target.mapped_bytes == source.mapped_bytes
+
+
+def test_the_holes_of_a_provisioned_volume_are_allocated(tool: Tool, disk: Disk) -> None:
+    run(tool("nbdsh"), "-u", disk.uri, "-c", "h.pwrite(b'a' * 8192, 1 << 20)")
+    holdfast("volume", "set", f"{disk.server.pool}/{disk.name}", "--provision")
+    info = disk.server.show(disk.name)
+    assert info.provisioned
+    assert disk.size_bytes <= info.held_bytes + info.mapped_bytes <= disk.size_bytes + MIB
+    found = json.loads(run(tool("nbdinfo"), "--map", "--json", disk.uri))
+    extents = [(part["offset"], part["length"], part["type"]) for part in found]
+    assert extents == [(0, MIB, 2), (MIB, 8192, 0), (MIB + 8192, disk.size_bytes - MIB - 8192, 2)]
+    holdfast("volume", "set", f"{disk.server.pool}/{disk.name}", "--no-provision")
+    assert json.loads(run(tool("nbdinfo"), "--map", "--json", disk.uri))[0]["type"] == 3

@@ -14,6 +14,7 @@ from tests.clients.peers_under_a_limit import (
     HOLDFAST,
     HOLDFAST_ON_TMPFS,
     LIMIT_BYTES,
+    LIMIT_ON_TMPFS_BYTES,
     PEERS,
     WRITTEN_MIB,
     Server,
@@ -37,7 +38,7 @@ def test_holdfast_is_not_killed_and_has_everything_after_kill_9(tmp_path: Path) 
 
 def test_holdfast_on_a_disk_in_memory_is_told_that_there_is_no_space(tmp_path: Path) -> None:
     """Its segment files would count in its own group: they stop before the kernel kills (rows T3 and T6)."""
-    outcome = measure(HOLDFAST_ON_TMPFS, tmp_path)
+    outcome = measure(HOLDFAST_ON_TMPFS, tmp_path, LIMIT_ON_TMPFS_BYTES)
     assert (outcome.kills, outcome.kills_after) == (0, 0)
     assert outcome.refusal == "ENOSPC"
     assert outcome.read_back_mib == outcome.acknowledged_mib > 0

@@ -15,10 +15,11 @@ from holdfast.pool.superblock import newest_superblock
 from holdfast.pool.tables import VolumeRow
 from holdfast.scrub.pool_check import OverlayDisk, PoolChecker
 from holdfast.sim.accounts import check_accounts
+from holdfast.sim.world import WorldConfig
 from holdfast.units import BLOCK_SIZE_BYTES, MIB
 from holdfast.volume.volume import Volume
 from holdfast.work.task import run_to_end
-from tests.engine.helpers import ask, connect, create, fill, leave, new_world
+from tests.engine.helpers import HoldingWorld, ask, connect, create, fill, leave, new_world
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,30 @@ def test_a_full_filesystem_below_leaves_the_reserve_where_it_is() -> None:
     world.close()
     world.open()
     check_accounts(world)
+
+
+def test_who_waits_for_the_cleaner_hears_what_it_found_while_nobody_waited() -> None:
+    """The filesystem below is full before the reserve is there: the cleaner looks by itself, and gives up. A writer who
+    came after that waited for ever, for it did not look again."""
+    world = HoldingWorld("host full from the start", WorldConfig(segments=200))
+    world.begin_open()
+    world.settle(lambda: len(world.engine.space.free) >= 5)
+    world.faults.turn_on("prepare", "ENOSPC", 1.0)
+    world.finish_open()
+    create(world, "disk0", 400 * MIB)
+    client = connect(world, "disk0")
+    for number in range(2):
+        world.settle()
+        assert ask(world, client, CMD_WRITE, number * MIB, payload=bytes(MIB // 4)).errno == 0
+    world.run(world.engine.checkpoint())
+    space, cleaner = world.engine.space, world.engine.cleaner
+    cleaner._missing_at = -1  # as after any change of what is mapped
+    world.engine.tick()
+    world.settle()
+    assert space.available_segments < space.reserve_segments
+    assert not cleaner.running
+    assert not space.cleaning_may_help() or cleaner.is_due()
+    assert fill(world, client) < 2 * MIB
 
 
 def test_volumes_made_in_a_full_pool_never_take_what_its_checkpoints_need() -> None:

@@ -137,9 +137,13 @@ class Cleaner:
         return self.wanted or (missing and space.used_blocks != self._missing_at)
 
     def want(self) -> None:
-        """Somebody found no segment, and waits."""
-        self.wanted = True
+        """Somebody found no segment, and waits; or is told at once that nothing can be gained, if that was found just
+        so while nobody waited."""
         self._missing_at = -1
+        known = not self.running and self._nothing_at == (*self._picture(), True) and not self._set_aside.is_over()
+        self.wanted = not known
+        if known:
+            self.space.cleaning_helps = False
 
     def is_due(self) -> bool:
         """True if a task should be started for `run`. To be asked now and then, and whenever `want` was called."""

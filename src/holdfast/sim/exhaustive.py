@@ -23,6 +23,8 @@ from holdfast.units import BLOCK_SIZE_BYTES, MIB
 SEED = "every"
 CHANGES_OF_GROUPS = 8
 OPERATIONS = 80
+SEGMENTS = 20
+SEGMENTS_LESS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,9 @@ class Case:
 def fixed_swarm(*, damage: bool = False) -> Swarm:
     """Little of everything, and the same for all loops: some commands of each kind, at few places, small memory."""
     return Swarm(
-        world=WorldConfig(segments=20, ring_blocks=256, pages=64, disk=DiskCharacter(cached=0.2, workers=2)),
+        world=WorldConfig(
+            segments=SEGMENTS, preallocate=True, ring_blocks=256, pages=64, disk=DiskCharacter(cached=0.2, workers=2)
+        ),
         operations=OPERATIONS,
         actions={"write": 30, "read": 12, "trim": 3, "zero": 4, "flush": 6, "status": 2, "cache": 2, "checkpoint": 1},
         volumes=2,
@@ -69,8 +73,8 @@ def fixed_swarm(*, damage: bool = False) -> Swarm:
 
 
 class FixedRun(Run):
-    """The course: open, two volumes, groups for them, requests, a volume goes, more requests, a clean end and a new
-    start, the end."""
+    """The course: open, two volumes, groups for them, requests, a volume goes, the pool becomes smaller, more requests,
+    a clean end and a new start, the end."""
 
     def __init__(self, case: Case | None, write: Callable[[str], None] | None = None, *, damage: bool = False) -> None:
         damage = damage or (case is not None and case.kind in DAMAGE)
@@ -87,7 +91,8 @@ class FixedRun(Run):
     def run_course(self) -> None:
         """Raises AssertionError where a promise is broken."""
         world = self.world
-        for step in (world.open, self._create_two, self._divide, self._send_half, self._remove_one, self._send_half):
+        steps = [world.open, self._create_two, self._divide, self._send_half, self._remove_one, self._make_smaller]
+        for step in [*steps, self._send_half]:
             self._attempt(step)
         if not self.swarm.damage:
             self._attempt(self._restart)
@@ -119,6 +124,10 @@ class FixedRun(Run):
             self.work.operator.remove(client.volume)
             self.work.operator.create()
             self.world.settle()
+
+    def _make_smaller(self) -> None:
+        self.work.sizes.resize_pool(SEGMENTS_LESS)
+        self.world.settle()
 
     def _restart(self) -> None:
         self.world.settle()

@@ -54,7 +54,9 @@ class Sizes:
     def stir(self) -> None:
         """Begin one change of a size."""
         if self._rng.random() < 0.25:
-            self._resize_pool()
+            if len(self.segments) == 1:
+                before = self.segments[0]
+                self.resize_pool(self._rng.choice([before + 8, before + 40, before * 3 // 4, before // 2, 24]))
             return
         names = [name for name in self._operator.volumes if name not in self.busy]
         if names:
@@ -115,11 +117,9 @@ class Sizes:
 
     # ---- the pool
 
-    def _resize_pool(self) -> None:
-        if len(self.segments) > 1:
-            return
-        before = self.segments[0]
-        wanted = self._rng.choice([before + 8, before + 40, before * 3 // 4, before // 2, 24])
+    def resize_pool(self, wanted: int) -> None:
+        """Give the pool so many segments. Nothing of the kind may be under way."""
+        (before,) = self.segments
         self.segments = (before, wanted)
         self.world.note("operator", "capacity", wanted)
         segment_bytes = self.world.config.segment_blocks << BLOCK_SHIFT

@@ -51,6 +51,7 @@ class WorldConfig:
 
     segments: int = 64
     segment_blocks: int = 256
+    preallocate: bool = False
     ring_blocks: int = 512
     pages: int = 128
     pages_per_turn: int = 64
@@ -124,7 +125,13 @@ class World:
         )
         brought_up = bring_up(
             around,
-            EngineOptions(self.plan, pages_per_turn=self.config.pages_per_turn, refuses=self._refuses, verify=True),
+            EngineOptions(
+                self.plan,
+                pages_per_turn=self.config.pages_per_turn,
+                preallocate=self.config.preallocate,
+                refuses=self._refuses,
+                verify=True,
+            ),
             new=self._new_superblock,
         )
         self.engine = brought_up.engine

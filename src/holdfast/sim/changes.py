@@ -208,6 +208,9 @@ class Changes:
                 self.model.must_survive_change(change.begun)
         else:
             full = errno == ENOSPC and change.refusals != self.world.rightly_refused
+            volume = self.world.engine.by_name.get(change.volume)
+            if volume is not None and volume.provisioned:
+                full = False  # its space is held back
             assert full or self._tolerant(), f"{what}: errno {errno}"
             self.model.doubt(change.begun)
 

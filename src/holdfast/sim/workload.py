@@ -50,6 +50,7 @@ class Workload:
         self.operator = Operator(
             world, self.rng, swarm.sizes,
             tolerant=self._tolerant, made=self.connect_all, left=self._give_up, forgotten=self._forgotten,
+            thick=stream(seed, "thick"),
         )  # fmt: skip
         self.history = History(world, model, self.operator, self.rng, excuse=self._excuse, connect_all=self.connect_all)
         self.changes = Changes(world, model, self.operator.volumes, self._tolerant)

@@ -190,6 +190,7 @@ class Engine:
             self.scheduler,
             staging=reserve.staging,
             next_volume_id=lambda: self.volumes.next_id,
+            is_cleaning=lambda: self.cleaner.running or self.cleaner.is_due(),
             look=self._look_again,
             released=self._released,
         )
@@ -205,7 +206,7 @@ class Engine:
             self.scheduler,
             clock,
             next_id=superblock.next_volume_id,
-            checkpoint=lambda: self.checkpoints.checkpoint(both_slots=True),
+            checkpoint=self.checkpoints.for_command,
             row_changed=self.checkpoints.row_changed,
         )
         self.cleaner = Cleaner(
@@ -231,14 +232,14 @@ class Engine:
             self.writer,
             waitlists,
             self.scheduler,
-            checkpoint=self.checkpoints.checkpoint,
+            checkpoint=self.checkpoints.for_command,
             is_checkpoint_running=lambda: self.checkpoints.running,
             is_visited=self.cleaner.is_visiting,
             gone=self._gone,
         )
         self.snapshots = Snapshots(self.volumes, pages, pool_uuid=superblock.uuid)
         self.groups = Groups(
-            self.volumes, accounts, self.scheduler, checkpoint=self.checkpoints.checkpoint, changed=self.note_throttling
+            self.volumes, accounts, self.scheduler, checkpoint=self.checkpoints.for_command, changed=self.note_throttling
         )
         self.resizes = Resizes(self.volumes, self.writer, self.checkpoints, waitlists, self.scheduler)
         self.capacity = Capacity(

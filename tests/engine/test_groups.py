@@ -346,7 +346,7 @@ def _fails() -> list[VolumeRow]:
 def fail_to_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on no change of a group becomes durable."""
 
-    def checkpoint(*, both_slots: bool) -> Work:
+    def checkpoint() -> Work:
         yield world.engine.waitlists.next_tick
         raise DiskError("the superblock cannot be written")
 

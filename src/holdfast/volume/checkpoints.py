@@ -34,6 +34,16 @@ log_output = logging.getLogger("holdfast.engine")
 CHECKPOINT_LOG_BYTES = 1 * GIB
 
 
+class _Joint:
+    """A checkpoint that several commands wait for. `error`: how it failed; of meaning once it has `ended`."""
+
+    __slots__ = ("ended", "error")
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.error: HoldfastError | None = None
+
+
 class Checkpoints:
     """Fields: I fixed when made, L loop thread."""
 
@@ -49,12 +59,14 @@ class Checkpoints:
         *,
         staging: Reservation,
         next_volume_id: Callable[[], int],
+        is_cleaning: Callable[[], bool],
         look: Callable[[], None],
         released: Callable[[], None],
     ) -> None:
         """block: 4096 aligned bytes, for superblocks
         staging: what is held back for putting the tables together
         next_volume_id: what the next volume will be called, at the moment of a checkpoint
+        is_cleaning: whether the cleaner is at work, or about to be
         look: called when `due` may say something else than before
         released: called when a checkpoint is durable, after those who wait for what it frees were woken"""
         log, space, volumes = pages.log, pages.log.space, pages.volumes
@@ -79,6 +91,8 @@ class Checkpoints:
         self._waitlists = waitlists  # I
         self._scheduler = scheduler  # I
         self._next_volume_id = next_volume_id  # I
+        self._is_cleaning = is_cleaning  # I
+        self._joint: _Joint | None = None  # L: that of the commands, not begun yet
         self._look = look  # I
         self._released = released  # I
         self.running = False  # L
@@ -135,6 +149,36 @@ class Checkpoints:
         while self.running:
             yield self._waitlists.checkpoint_end
         yield from self.write(clean=clean, both_slots=both_slots)
+
+    def for_command(self) -> Work:
+        """Write one in both slots for what a command has changed before the call (a task's work). Commands that come
+        before it has begun share it: a thousand at once need no thousand checkpoints.
+
+        Each leaves a few live pages between dead tables, and only the cleaner makes a free segment of that. So this
+        waits for the cleaner where some of what is held back for checkpoints is missing: as fast as they are given,
+        commands do not use up what checkpoints need.
+        """
+        joint = self._joint
+        if joint is not None:
+            while not joint.ended:
+                yield self._waitlists.checkpoint_end
+            if joint.error is not None:
+                raise joint.error
+            return
+        joint = self._joint = _Joint()
+        while self.running or self._is_worn():
+            yield self._waitlists.checkpoint_end if self.running else self._waitlists.next_tick
+        self._joint = None
+        try:
+            yield from self.write(clean=False, both_slots=True)
+        except HoldfastError as error:
+            joint.error = error
+            raise
+        finally:
+            joint.ended = True
+
+    def _is_worn(self) -> bool:
+        return self._space.available_segments < self._space.checkpoint_segments and self._is_cleaning()
 
     def write(self, *, clean: bool, epoch: int | None = None, both_slots: bool = False) -> Work:
         """Write one at once (a task's work); none may be running. `epoch`: the new one of an opening."""

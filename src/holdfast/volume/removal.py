@@ -112,9 +112,9 @@ class Removal:
                 self._gone(node)
             self._emptied.clear()
             if self._next() is None:
-                self._running = False
                 yield from self._checkpoint()
-                return
+                if self._next() is None:  # nothing was removed meanwhile: until here it was this task's
+                    return
 
     def _is_in_use(self, node: Volume) -> bool:
         is_read = self._table.is_loading(node) or self._views.is_building(node)

@@ -12,8 +12,9 @@ Background work (a checkpoint, preparing segments, removing a volume) are tasks;
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from holdfast.complaints import Complaints
 from holdfast.errors import HoldfastError
@@ -162,7 +163,7 @@ class Engine:
             pages_per_turn=options.pages_per_turn,
             wait_for_room=metadata.wait_for_room,
         )
-        self.views = Views(pages, self.table, self.scheduler, waitlists.page_room)
+        self.views = Views(pages, self.table, self.scheduler, waitlists.page_room, waitlists.next_turn)
         self.exchange = Exchange(pages, self.views, self.space)
         self.leaves = leaves = Leaves(pages, self.table, self.scheduler, waitlists.leaves_turn)
         self.reader = Reader(pages, self.views, blocks, next_turn=waitlists.next_turn)
@@ -239,7 +240,11 @@ class Engine:
         )
         self.snapshots = Snapshots(self.volumes, pages, pool_uuid=superblock.uuid)
         self.groups = Groups(
-            self.volumes, accounts, self.scheduler, checkpoint=self.checkpoints.for_command, changed=self.note_throttling
+            self.volumes,
+            accounts,
+            self.scheduler,
+            checkpoint=self.checkpoints.for_command,
+            changed=self.note_throttling,
         )
         self.resizes = Resizes(self.volumes, self.writer, self.checkpoints, waitlists, self.scheduler)
         self.capacity = Capacity(
@@ -398,11 +403,13 @@ class Engine:
         self.cleaner.want()
         self._look_again()
 
-    def _gone(self, node: Volume) -> None:
-        volumes, parent = self.volumes, node.parent
-        volumes.gone(node)
-        if parent is not None and parent.provisioned:
-            self.sharing.settle([parent], lambda: volumes.hold_for_parent(node))
+    def _gone(self, nodes: Iterable[Volume]) -> None:
+        volumes = self.volumes
+        volumes.gone(nodes)
+        # Of each thick volume one: what its snapshots shared with it is the same for all.
+        last = {node.parent: node for node in nodes if node.parent is not None and node.parent.provisioned}
+        for parent, node in last.items():
+            self.sharing.settle([parent], partial(volumes.hold_for_parent, node))
 
     def _resized(self) -> None:
         self.writer.renew()

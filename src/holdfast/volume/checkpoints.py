@@ -18,13 +18,15 @@ import numpy as np
 
 from holdfast.errors import ACTIONS, HoldfastError, errno_name, log_fields, resource_of
 from holdfast.memory.reservation import Reservation
-from holdfast.pool.checkpoint import Checkpointer
+from holdfast.pool.checkpoint import Checkpointer, VolumeTable
 from holdfast.pool.space import DYING, SEALED
 from holdfast.pool.superblock import Superblock
+from holdfast.pool.tables import NODE_ROW_SIZE_BYTES, encode_group, root_place
 from holdfast.units import BLOCK_SHIFT, GIB
 from holdfast.volume.groups import GroupDirectory
 from holdfast.volume.metadata_waits import MetadataWaits
 from holdfast.volume.page_writer import PageWriter
+from holdfast.volume.volume import Volume
 from holdfast.volume.waitlists import Waitlists
 from holdfast.work.task import Scheduler, Work, guarded
 
@@ -77,12 +79,13 @@ class Checkpoints:
             superblock,
             block,
             staging=staging,
-            rows=lambda: [volume.row() for volume in volumes.values()],
-            groups=lambda: [group.row() for group in groups.by_id.values() if not group.removing],
+            volume_table=lambda: _volume_table(volumes, groups, pages.dirty_volumes()),
             root_of=lambda volume_id: volumes[volume_id].root,
             make_room=metadata.make_room,
             until_durable=metadata.until_durable,
             retry=waitlists.next_tick,
+            next_turn=waitlists.next_turn,
+            blocks_per_turn=pages.pages_per_turn,
             on_error=self._superblock_failed,
         )
         self._log = log  # I
@@ -217,3 +220,15 @@ class Checkpoints:
             ACTIONS[resource_of(errno)],
             extra=log_fields(resource_of(errno), errno=errno),
         )
+
+
+def _volume_table(volumes: dict[int, Volume], groups: GroupDirectory, written: set[int]) -> VolumeTable:
+    """The volume table of this moment. `written`: ids of volumes of whose maps pages are to be written."""
+    raw = bytearray().join([encode_group(group.row()) for group in groups.by_id.values() if not group.removing])
+    roots = []
+    for volume in volumes.values():
+        row = volume.encoded_row()
+        if volume.volume_id in written:
+            roots.append((volume.volume_id, len(raw) + root_place(is_node=len(row) == NODE_ROW_SIZE_BYTES)))
+        raw += row
+    return VolumeTable(raw, roots)

@@ -395,7 +395,8 @@ class Volumes:
             return []
         return [node for node in self.by_id.values() if node.parent is volume and node.role is Role.SNAPSHOT]
 
-    def gone(self, volume: Volume) -> None:
-        """Nothing is left of a removed volume or snapshot."""
-        self.forget(volume)
+    def gone(self, nodes: Iterable[Volume]) -> None:
+        """Nothing is left of these removed volumes and snapshots."""
+        for node in nodes:
+            self.forget(node)
         self.hold_reserve()

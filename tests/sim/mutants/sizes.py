@@ -75,7 +75,7 @@ SIZES = [
         "old-columns-written-to",
         "writes count dead blocks in the columns that the space table had before the pool got another capacity",
         "P7",
-        "holdfast.engine",
+        "holdfast.engine_parts",
         "        self.writer.renew()\n",
         "",
     ),

@@ -2,8 +2,8 @@
 
 A test class derives from `LoopConformance` or `SocketConformance` and gives it the fixture that makes a world: a loop,
 its clock, and connections, each with the far end that a test plays itself. What a connection that ends looks like is in
-`network_endings.py`. What only one of them has (signals, posts of other threads, portions that a seed chooses) is tested
-beside it, not here.
+`network_endings.py`. What only one of them has (signals, posts of other threads, portions that a seed chooses) is
+tested beside it, not here.
 """
 
 from __future__ import annotations

@@ -51,8 +51,9 @@ from holdfast.work.task import Scheduler, Work, guarded
 
 log_output = logging.getLogger("holdfast.volumes")
 
-# What a volume takes in memory whatever it holds: its row, its name, its places in tables.
-VOLUME_STATE_BYTES = KIB
+# What a volume or snapshot takes in memory whatever it holds: itself, its name, its places in tables. Measured with
+# 10,000 of them: 1.4 KiB.
+VOLUME_STATE_BYTES = KIB + KIB // 2
 
 Answer = Callable[["Volume | HoldfastError | None"], None]
 

@@ -237,7 +237,7 @@ def test_a_quota_of_an_idle_pool_is_stored(run: Run, pool: Path) -> None:
         (("--group", "a/b"), "'a/b' is not a group name"),
         (("--group", "\udcff"), "is not a group name"),
         (("--on-full", "wait:999999"), "a write cannot wait for 999999 s"),
-        ((), "nothing to change; give --quota, --on-full, --on-error, --group, --writable, --protect or --unprotect"),
+        ((), "give --quota, --on-full, --on-error, --group, --provision, --writable, --protect or --unprotect"),
     ],
 )
 def test_a_change_that_is_none_is_refused(run: Run, served_pool: Path, words: tuple[str, ...], why: str) -> None:

@@ -1,8 +1,9 @@
 """The contracts of the `Loop` and `Socket` ports, as tests that every implementation inherits.
 
 A test class derives from `LoopConformance` or `SocketConformance` and gives it the fixture that makes a world: a loop,
-its clock, and connections, each with the far end that a test plays itself. What only one of them has (signals, posts of
-other threads, portions that a seed chooses) is tested beside it, not here.
+its clock, and connections, each with the far end that a test plays itself. What a connection that ends looks like is in
+`network_endings.py`. What only one of them has (signals, posts of other threads, portions that a seed chooses) is
+tested beside it, not here.
 """
 
 from __future__ import annotations
@@ -120,13 +121,6 @@ class LoopConformance:
         let_pass(world, 5 * MS)
         assert received == [b"a", b"b", b"c"]
 
-    @pytest.mark.parametrize("end", ["leave", "vanish"])
-    def test_a_reader_is_called_at_the_end(self, world: NetworkWorld, seen: list[str], end: str) -> None:
-        socket, peer = world.connect()
-        world.loop.add_reader(socket.fileno(), lambda: seen.append("reader"))
-        getattr(peer, end)()
-        world.run_until(lambda: bool(seen))
-
     def test_another_reader_takes_the_place_of_the_first(self, world: NetworkWorld, seen: list[str]) -> None:
         socket, peer = world.connect()
         world.loop.add_reader(socket.fileno(), lambda: seen.append("first"))
@@ -178,13 +172,6 @@ class LoopConformance:
         peer.receive()
         world.run_until(lambda: bool(seen))
 
-    def test_a_writer_is_called_when_the_connection_is_broken(self, world: NetworkWorld, seen: list[str]) -> None:
-        socket, peer = world.connect()
-        send_until_full(socket)
-        world.loop.set_writer(socket.fileno(), lambda: seen.append("writer"))
-        peer.vanish()
-        world.run_until(lambda: bool(seen))
-
     def test_a_writer_set_to_none_is_not_called_and_the_reader_stays(
         self, world: NetworkWorld, seen: list[str]
     ) -> None:
@@ -205,75 +192,6 @@ class LoopConformance:
         world.run_until(lambda: set(seen) == {"reader", "writer"})
 
     # What is forgotten.
-
-    def test_nothing_is_called_for_a_closed_connection(self, world: NetworkWorld, seen: list[str]) -> None:
-        socket, peer = world.connect()
-        world.loop.add_reader(socket.fileno(), lambda: seen.append("reader"))
-        world.loop.set_writer(socket.fileno(), lambda: seen.append("writer"))
-        peer.send(b"x")
-        world.loop.close(socket.fileno())
-        socket.close()
-        let_pass(world, 5 * MS)
-        assert seen == []
-
-    def test_a_connection_without_reader_and_writer_can_be_closed(self, world: NetworkWorld) -> None:
-        socket, _peer = world.connect()
-        world.loop.close(socket.fileno())
-        socket.close()
-
-    def test_a_callback_may_close_another_that_is_ready_in_the_same_turn(
-        self, world: NetworkWorld, seen: list[str]
-    ) -> None:
-        connections = [world.connect() for _ in range(2)]
-        for number, (socket, peer) in enumerate(connections):
-
-            def close_the_other(name: str = f"{number}", other: Socket = connections[1 - number][0]) -> None:
-                if not seen:
-                    world.loop.close(other.fileno())
-                    other.close()
-                seen.append(name)
-
-            world.loop.add_reader(socket.fileno(), close_the_other)
-            peer.send(b"x")
-        let_pass(world, 5 * MS)
-        assert len(set(seen)) == 1, "the reader of a connection was called after that was closed"
-
-    @pytest.mark.parametrize("forget", ["reader and writer", "all"])
-    def test_a_callback_may_end_the_other_one_of_its_own_connection(
-        self, world: NetworkWorld, seen: list[str], forget: str
-    ) -> None:
-        socket, peer = world.connect()
-
-        def callback(name: str) -> None:
-            seen.append(name)
-            if forget == "all":
-                world.loop.close(socket.fileno())
-                socket.close()
-            else:
-                world.loop.remove_reader(socket.fileno())
-                world.loop.set_writer(socket.fileno(), None)
-
-        world.loop.add_reader(socket.fileno(), lambda: callback("reader"))
-        world.loop.set_writer(socket.fileno(), lambda: callback("writer"))
-        peer.send(b"x")
-        let_pass(world, 5 * MS)
-        assert len(seen) == 1, "a callback was called after it had been taken back"
-
-    def test_nothing_is_called_for_a_connection_that_a_timer_has_closed(
-        self, world: NetworkWorld, seen: list[str]
-    ) -> None:
-        socket, peer = world.connect()
-
-        def close() -> None:
-            seen.append("closed")
-            world.loop.close(socket.fileno())
-            socket.close()
-
-        peer.send(b"x")  # which nobody reads
-        world.loop.add_reader(socket.fileno(), lambda: seen.append("reader"))
-        world.loop.call_later(MS, close)
-        let_pass(world, 5 * MS)
-        assert seen[-1] == "closed"
 
     # Timers.
 
@@ -431,26 +349,6 @@ class SocketConformance:
         with pytest.raises(BlockingIOError):
             receive_some(socket)
 
-    def test_the_end_comes_after_everything_that_was_sent_and_stays(self, world: NetworkWorld) -> None:
-        socket, peer = world.connect()
-        peer.send(b"abc")
-        peer.leave()
-        assert receive_exactly(socket, 3) == b"abc"
-        assert receive_some(socket) == b""
-        assert receive_some(socket) == b""
-
-    def test_receiving_over_a_broken_connection_does_not_look_like_waiting(self, world: NetworkWorld) -> None:
-        socket, peer = world.connect()
-        socket.send(b"unread")
-        peer.vanish()
-        try:
-            received = receive_some(socket)
-        except BlockingIOError:
-            pytest.fail("nobody would ever come back to it")
-        except OSError:
-            return
-        assert received == b""
-
     # Sending.
 
     @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
@@ -500,27 +398,7 @@ class SocketConformance:
             assert 0 < sent < len(whole)
         assert peer.receive() == whole[:sent]
 
-    @pytest.mark.parametrize("gathered", [False, True])
-    @pytest.mark.parametrize("end", ["leave", "vanish"])
-    def test_sending_to_a_peer_that_is_gone_is_an_error_and_no_waiting(
-        self, world: NetworkWorld, end: str, gathered: bool
-    ) -> None:
-        socket, peer = world.connect()
-        getattr(peer, end)()
-        with pytest.raises(OSError) as caught:  # noqa: PT011 - which one depends on what the peer left unread
-            socket.sendmsg([b"a", b"b"]) if gathered else socket.send(b"a")
-        assert not isinstance(caught.value, BlockingIOError)
-
     # The end.
-
-    def test_a_closed_socket_ends_behind_what_it_has_sent(self, world: NetworkWorld) -> None:
-        socket, peer = world.connect()
-        socket.send(b"x")
-        assert not peer.ended
-        world.loop.close(socket.fileno())
-        socket.close()
-        assert peer.receive() == b"x"
-        assert peer.ended
 
     # All of it together.
 

@@ -15,6 +15,7 @@ from holdfast.runtime.prng import SystemPrng
 
 from .clock_conformance import ClockConformance, PassTime, PrngConformance
 from .network_conformance import LoopConformance, Peer, SocketConformance
+from .network_endings import LoopEndings, SocketEndings
 
 
 class RealPeer:
@@ -86,13 +87,13 @@ def network() -> Iterator[RealNetwork]:
     network.close()
 
 
-class TestEventLoop(LoopConformance):
+class TestEventLoop(LoopConformance, LoopEndings):
     @pytest.fixture
     def world(self, network: RealNetwork) -> RealNetwork:
         return network
 
 
-class TestKernelSocket(SocketConformance):
+class TestKernelSocket(SocketConformance, SocketEndings):
     @pytest.fixture
     def world(self, network: RealNetwork) -> RealNetwork:
         return network

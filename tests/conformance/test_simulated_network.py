@@ -14,6 +14,7 @@ from holdfast.units import KIB
 
 from .clock_conformance import ClockConformance, PassTime, PrngConformance
 from .network_conformance import LoopConformance, Peer, SocketConformance
+from .network_endings import LoopEndings, SocketEndings
 
 # Far more than any of these tests needs. A loop that has nothing to do turns all the same: it cannot hang.
 TURNS_MAX = 200_000
@@ -64,13 +65,13 @@ class SimNetwork:
         raise AssertionError("what was waited for does not come")
 
 
-class TestSimLoop(LoopConformance):
+class TestSimLoop(LoopConformance, LoopEndings):
     @pytest.fixture(params=range(4))
     def world(self, request: pytest.FixtureRequest) -> SimNetwork:
         return SimNetwork(request.param, portions=0.0)
 
 
-class TestSimSocket(SocketConformance):
+class TestSimSocket(SocketConformance, SocketEndings):
     @pytest.fixture(params=[0.0, 0.8])
     def world(self, request: pytest.FixtureRequest) -> SimNetwork:
         return SimNetwork(1, portions=request.param)

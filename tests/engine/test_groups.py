@@ -12,7 +12,8 @@ import pytest
 from holdfast.errors import DiskError, HoldfastError, NoSpaceError, NotFoundError, RequestError, RetryError
 from holdfast.memory.group import Kind
 from holdfast.nbd.protocol import CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE
-from holdfast.pool.tables import GroupLimits, VolumeRow
+from holdfast.pool.checkpoint import VolumeTable
+from holdfast.pool.tables import GroupLimits
 from holdfast.runtime.ports import WRITE
 from holdfast.sim.accounts import check_accounts
 from holdfast.sim.client import Answer, SimClient
@@ -326,7 +327,7 @@ def test_what_cannot_be_stored_is_undone(world: HoldingWorld, what: str) -> None
     red = make_group(world, "red", dirty_min_bytes=64 * KIB)
     groups, root = world.engine.groups, world.engine.accounts.root
     used = root.usage[Kind.RING]
-    world.engine.checkpointer._rows = _fails
+    world.engine.checkpointer._volume_table = _fails
     begin: Callable[[Callable[[object], None]], object] = {
         "create": partial(groups.create, "blue", GroupLimits(dirty_min_bytes=64 * KIB)),
         "remove": partial(groups.remove, "red"),
@@ -339,14 +340,14 @@ def test_what_cannot_be_stored_is_undone(world: HoldingWorld, what: str) -> None
     assert root.usage[Kind.RING] == used
 
 
-def _fails() -> list[VolumeRow]:
+def _fails() -> VolumeTable:
     raise NoSpaceError("the pool has no segment left for its own metadata")
 
 
 def fail_to_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on no change of a group becomes durable."""
 
-    def checkpoint(*, both_slots: bool) -> Work:
+    def checkpoint() -> Work:
         yield world.engine.waitlists.next_tick
         raise DiskError("the superblock cannot be written")
 

@@ -287,6 +287,7 @@ def test_a_snapshot_taken_while_an_older_one_is_looked_at_hides_nothing_from_it(
         return (yield from page(volume, level, index, create=create, must=must))
 
     engine.table.page = slow_page  # type: ignore[method-assign]
+    engine.table.at_hand = lambda _volume, _leaf: None  # type: ignore[method-assign,assignment]
     into = memoryview(bytearray(4 * BLOCK))
     looking = world.spawn(engine.reader.read(engine.find("v@a"), 0, into))
     assert not looking
@@ -329,6 +330,7 @@ def test_a_mark_leads_to_the_ground_although_the_clone_before_it_goes_while_it_i
         return (yield from page(volume, level, index, create=create, must=must))
 
     engine.table.page = slow_page  # type: ignore[method-assign]
+    engine.table.at_hand = lambda _volume, _leaf: None  # type: ignore[method-assign,assignment]
     into = memoryview(bytearray(BLOCK))
     looking = world.spawn(engine.reader.read(oldest, 0, into))
     call(world, lambda answer: engine.snapshots.roll_back("c@a", answer))

@@ -54,7 +54,6 @@ class Group:
         "name",
         "number",
         "parent",
-        "peak_bytes",
         "refusals",
         "refuses",
         "throttled_ns",
@@ -83,7 +82,6 @@ class Group:
         self.usage = [0] * len(Kind)
         self.watermark_bytes = UNLIMITED_BYTES
         self.total_bytes = 0
-        self.peak_bytes = 0
         self.refusals = [0] * len(Kind)
         self.throttled_ns = 0
         self.refuses: Refuses | None = refuses if parent is None else parent.refuses
@@ -124,8 +122,7 @@ class Group:
         while node is not None and count_bytes:
             used = node.usage[kind]
             node.usage[kind] = used + count_bytes
-            node.total_bytes = total_bytes = node.total_bytes + count_bytes
-            node.peak_bytes = max(node.peak_bytes, total_bytes)
+            node.total_bytes += count_bytes
             count_bytes = node._beyond_minimum(kind, used, count_bytes)
             node = node.parent
 

@@ -36,14 +36,12 @@ from holdfast.pool.tables import (
     TABLE_INDEX,
     TABLE_SPACE,
     TABLE_VOLUMES,
-    GroupRow,
-    VolumeRow,
-    encode_volume_table,
     table_blocks,
-    table_bytes_max,
 )
 from holdfast.runtime.ports import SUPERBLOCK, WRITE, Io
 from holdfast.work.task import Waitlist, Work
+
+_ROOT = struct.Struct("<Q")
 
 
 class AppendLog(Protocol):
@@ -55,13 +53,22 @@ class AppendLog(Protocol):
     next_ordinal: int
     shift: int
 
-    def append(self, block: bytes, owner: int, seed: int, kind: int) -> int: ...
+    def append(self, block: bytes | bytearray, owner: int, seed: int, kind: int) -> int: ...
     def seal_commit(self) -> None: ...
 
 
 class FrozenPages(Protocol):
     def begin(self, live: npt.NDArray[np.int64]) -> None: ...
     def write_all(self) -> Work: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VolumeTable:
+    """The volume table of one moment, but for the roots of maps that are still being written: `roots` has the id of
+    each of those volumes, and where its root is to be put."""
+
+    raw: bytearray
+    roots: list[tuple[int, int]]
 
 
 class Checkpointer:
@@ -76,14 +83,16 @@ class Checkpointer:
         block: memoryview,
         *,
         staging: Reservation,
-        rows: Callable[[], list[VolumeRow]],
-        groups: Callable[[], list[GroupRow]],
+        volume_table: Callable[[], VolumeTable],
         root_of: Callable[[int], int],
         make_room: Callable[[], Work],
         until_durable: Callable[[], Work],
         retry: Waitlist,
+        next_turn: Waitlist,
+        blocks_per_turn: int,
         on_error: Callable[[str, int], None],
     ) -> None:
+        """blocks_per_turn: how many blocks of tables are appended before clients have a turn"""
         self.log = log
         self.space = space
         self.pages = pages
@@ -93,12 +102,13 @@ class Checkpointer:
         self._block = block  # 4096 aligned bytes
         self._staging = staging
         self._context = Context("the checkpoint", reservation=staging)
-        self._rows = rows
-        self._groups = groups
+        self._volume_table = volume_table
         self._root_of = root_of
         self._make_room = make_room
         self._until_durable = until_durable
         self._retry = retry
+        self._next_turn = next_turn
+        self._blocks_per_turn = blocks_per_turn
         self._on_error = on_error
 
     def write(self, *, clean: bool, next_volume_id: int, epoch: int | None = None) -> Work:
@@ -112,14 +122,15 @@ class Checkpointer:
         for address in self.meta_addresses:
             live[address >> log.shift] -= 1
         capacity_segments = space.capacity_segments  # stays while a checkpoint is running
-        rows, groups = self._rows(), self._groups()
-        self.pages.begin(live)
-        yield from self.pages.write_all()
-
-        rows = [self._with_root_of_now(row) for row in rows]
-        staging_bytes = self._charge_staging(table_bytes_max(rows, groups))
+        table = self._volume_table()
+        staging_bytes = self._charge_staging(len(table.raw))
         try:
-            volume_table = encode_volume_table(rows, groups)
+            self.pages.begin(live)
+            yield from self.pages.write_all()
+
+            for volume_id, at in table.roots:
+                _ROOT.pack_into(table.raw, at, self._root_of(volume_id))
+            volume_table = table.raw
             space_table = space.encode(live)
             words: list[int] = []
             for _ in range(TABLE_COPIES):
@@ -161,11 +172,6 @@ class Checkpointer:
         finally:
             self._staging.release(staging_bytes)
 
-    def _with_root_of_now(self, row: VolumeRow) -> VolumeRow:
-        # Most roots are as they were: with ten thousand snapshots a copy of each row would be most of a checkpoint.
-        root = self._root_of(row.volume_id)
-        return row if root == row.root else dataclasses.replace(row, root=root)
-
     def _charge_staging(self, rows_bytes: int) -> int:
         """Charge the memory in which the tables are put together; returns the bytes. It cannot be refused: what is
         reserved was reserved for this."""
@@ -186,9 +192,12 @@ class Checkpointer:
             yield self._retry
         self.superblock = superblock
 
-    def _append_table(self, table: int, raw: bytes) -> Work:
+    def _append_table(self, table: int, raw: bytes | bytearray) -> Work:
         words = []
         for index, block in enumerate(table_blocks(raw)):
+            if (index + 1) % self._blocks_per_turn == 0:
+                self.log.room = 0  # the next client finds its own limit again
+                yield self._next_turn
             if not self.log.room:
                 yield from self._make_room()
             words.append(self.log.append(block, table << VOLUME_SHIFT | index, SEED_META, KIND_META))

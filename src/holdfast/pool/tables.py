@@ -106,6 +106,7 @@ NO_IDENTITY = bytes(IDENTITY_BYTES)
 _ROW = struct.Struct("<IIQQQQIH256sQIHBBH")
 _GROUP_ROW = struct.Struct("<IIQQQQQIHH64s192s8x")
 _NODE_ROW = struct.Struct("<IIIIIIQQQQQIHH64s16sQ")
+_ROOT_AT, _NODE_ROOT_AT = 16, 32
 ROW_SIZE_BYTES = _ROW.size
 NODE_ROW_SIZE_BYTES = _NODE_ROW.size
 assert ROW_SIZE_BYTES == _GROUP_ROW.size == 320
@@ -187,13 +188,21 @@ class GroupRow:
 
 
 def encode_volume_table(rows: Iterable[VolumeRow], groups: Iterable[GroupRow] = ()) -> bytes:
-    parts = [_encode_group(group) for group in groups]
-    for row in rows:
-        if not row.role:
-            parts.append(_encode_volume(row))
-        if row.role or _has_place(row):
-            parts.append(_encode_node(row))
-    return b"".join(parts)
+    return b"".join([*map(encode_group, groups), *map(encode_row, rows)])
+
+
+def encode_row(row: VolumeRow) -> bytes:
+    """What the volume table has of a volume or another node."""
+    if row.role:
+        return _encode_node(row)
+    if _has_place(row):
+        return _encode_volume(row) + _encode_node(row)
+    return _encode_volume(row)
+
+
+def root_place(*, is_node: bool) -> int:
+    """Where the root is in what `encode_row` gives for a volume, or another node."""
+    return _NODE_ROOT_AT if is_node else _ROOT_AT
 
 
 def _has_place(row: VolumeRow) -> bool:
@@ -226,13 +235,13 @@ def _encode_volume(row: VolumeRow) -> bytes:
 
 
 def _encode_node(row: VolumeRow) -> bytes:
-    flags = FLAG_NODE | FLAG_PROTECTED * row.protected | (row.role == HIDDEN) * FLAG_REMOVING
-    flags |= FLAG_CUTTING * row.cutting | FLAG_SHARING_UNSURE * row.sharing_unsure
-    # That of a volume can be longer: what is left of a removed one is not found by it any more.
-    name = row.name.encode()[:SNAPSHOT_NAME_BYTES_MAX].decode(errors="ignore").encode() if row.role else b""
-    return _NODE_ROW.pack(
+    return encode_node(
+        row.role,
+        row.name,
+        row.identity,
+        row.shared_blocks,
+        FLAG_PROTECTED * row.protected | FLAG_CUTTING * row.cutting | FLAG_SHARING_UNSURE * row.sharing_unsure,
         row.volume_id,
-        flags if row.role else flags | FLAG_PLACE,
         row.basis_id,
         row.ground_id,
         row.parent_id,
@@ -244,14 +253,28 @@ def _encode_node(row: VolumeRow) -> bytes:
         row.reach_blocks,
         row.root_level,
         row.group_id,
-        len(name),
-        name,
-        row.identity,
-        row.shared_blocks,
     )
 
 
-def _encode_group(row: GroupRow) -> bytes:
+def encode_node(
+    role: int, name: str, identity: bytes, shared_blocks: int, flags: int, volume_id: int, *numbers: int
+) -> bytes:
+    """The row of a node, without a `VolumeRow`: of ten thousand of them that would be most of a checkpoint. `numbers`:
+    as `_encode_node` has them."""
+    flags |= FLAG_NODE
+    if role == HIDDEN:
+        flags |= FLAG_REMOVING
+    elif not role:
+        flags |= FLAG_PLACE
+        name = ""
+    raw = name.encode()
+    if len(raw) > SNAPSHOT_NAME_BYTES_MAX:
+        # That of a volume can be longer: what is left of a removed one is not found by it any more.
+        raw = raw[:SNAPSHOT_NAME_BYTES_MAX].decode(errors="ignore").encode()
+    return _NODE_ROW.pack(volume_id, flags, *numbers, len(raw), raw, identity, shared_blocks)
+
+
+def encode_group(row: GroupRow) -> bytes:
     limits = row.limits
     name, cgroup = row.name.encode(), limits.cgroup.encode()
     return _GROUP_ROW.pack(
@@ -383,7 +406,7 @@ def table_block_count(size_bytes: int) -> int:
     return -(-size_bytes // BLOCK_SIZE_BYTES)
 
 
-def table_blocks(raw: bytes) -> Iterable[bytes]:
+def table_blocks(raw: bytes | bytearray) -> Iterable[bytes | bytearray]:
     """The blocks of a table, the last one filled up with zeroes."""
     for at in range(0, len(raw), BLOCK_SIZE_BYTES):
         yield raw[at : at + BLOCK_SIZE_BYTES].ljust(BLOCK_SIZE_BYTES, b"\0")

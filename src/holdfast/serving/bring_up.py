@@ -11,7 +11,8 @@ import uuid as uuid_module
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from holdfast.engine import Engine, EngineOptions
+from holdfast.engine import Engine
+from holdfast.engine_parts import EngineOptions
 from holdfast.errors import CorruptionError
 from holdfast.pool.format import write_new_pool
 from holdfast.pool.opening import read_superblock_slots

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from errno import EIO
 from pathlib import Path
 
-from holdfast.engine import EngineOptions
+from holdfast.engine_parts import EngineOptions
 from holdfast.errors import DiskError, HoldfastError, NotFoundError, RequestError
 from holdfast.memory.group import KIND_NAMES, Kind
 from holdfast.memory.plan import plan_memory

@@ -10,7 +10,7 @@ from holdfast.serving.connection import CONNECTION_STATE_BYTES
 from holdfast.sim.world import World
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_SHIFT
-from holdfast.volume.versions import is_going, predecessor
+from holdfast.volume.versions import is_going
 from holdfast.volume.volume import Role, Volume
 from holdfast.volume.volumes import VOLUME_STATE_BYTES
 from holdfast.work.task import Work
@@ -70,9 +70,9 @@ def _recount_sharing(world: World, node: Volume) -> list[str]:
     """Of a node's blocks, those that the next snapshot before it sees as well: by what that one sees, all of it."""
     if node.role is Role.HIDDEN:
         return []
-    looker = predecessor(node)
+    looker = node.predecessor
     while looker is not None and is_going(looker):
-        looker = predecessor(looker)
+        looker = looker.predecessor
     shared = 0
     if looker is not None:
         own, theirs = ({}, {})  # type: dict[int, int], dict[int, int]

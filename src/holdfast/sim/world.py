@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.engine import Engine, EngineOptions
+from holdfast.engine import Engine
+from holdfast.engine_parts import EngineOptions
 from holdfast.errors import HoldfastError
 from holdfast.memory.group import KIND_NAMES, Kind
 from holdfast.memory.plan import MemoryPlan

@@ -18,13 +18,15 @@ import numpy as np
 
 from holdfast.errors import ACTIONS, HoldfastError, errno_name, log_fields, resource_of
 from holdfast.memory.reservation import Reservation
-from holdfast.pool.checkpoint import Checkpointer
+from holdfast.pool.checkpoint import Checkpointer, VolumeTable
 from holdfast.pool.space import DYING, SEALED
 from holdfast.pool.superblock import Superblock
+from holdfast.pool.tables import NODE_ROW_SIZE_BYTES, encode_group, root_place
 from holdfast.units import BLOCK_SHIFT, GIB
 from holdfast.volume.groups import GroupDirectory
 from holdfast.volume.metadata_waits import MetadataWaits
 from holdfast.volume.page_writer import PageWriter
+from holdfast.volume.volume import Volume
 from holdfast.volume.waitlists import Waitlists
 from holdfast.work.task import Scheduler, Work, guarded
 
@@ -32,6 +34,16 @@ log_output = logging.getLogger("holdfast.engine")
 
 # A checkpoint is due when so much log was written since the last one: recovery reads that much at most.
 CHECKPOINT_LOG_BYTES = 1 * GIB
+
+
+class _Joint:
+    """A checkpoint that several commands wait for. `error`: how it failed; of meaning once it has `ended`."""
+
+    __slots__ = ("ended", "error")
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.error: HoldfastError | None = None
 
 
 class Checkpoints:
@@ -49,12 +61,14 @@ class Checkpoints:
         *,
         staging: Reservation,
         next_volume_id: Callable[[], int],
+        is_cleaning: Callable[[], bool],
         look: Callable[[], None],
         released: Callable[[], None],
     ) -> None:
         """block: 4096 aligned bytes, for superblocks
         staging: what is held back for putting the tables together
         next_volume_id: what the next volume will be called, at the moment of a checkpoint
+        is_cleaning: whether the cleaner is at work, or about to be
         look: called when `due` may say something else than before
         released: called when a checkpoint is durable, after those who wait for what it frees were woken"""
         log, space, volumes = pages.log, pages.log.space, pages.volumes
@@ -65,12 +79,13 @@ class Checkpoints:
             superblock,
             block,
             staging=staging,
-            rows=lambda: [volume.row() for volume in volumes.values()],
-            groups=lambda: [group.row() for group in groups.by_id.values() if not group.removing],
+            volume_table=lambda: _volume_table(volumes, groups, pages.dirty_volumes()),
             root_of=lambda volume_id: volumes[volume_id].root,
             make_room=metadata.make_room,
             until_durable=metadata.until_durable,
             retry=waitlists.next_tick,
+            next_turn=waitlists.next_turn,
+            blocks_per_turn=pages.pages_per_turn,
             on_error=self._superblock_failed,
         )
         self._log = log  # I
@@ -79,6 +94,8 @@ class Checkpoints:
         self._waitlists = waitlists  # I
         self._scheduler = scheduler  # I
         self._next_volume_id = next_volume_id  # I
+        self._is_cleaning = is_cleaning  # I
+        self._joint: _Joint | None = None  # L: that of the commands, not begun yet
         self._look = look  # I
         self._released = released  # I
         self.running = False  # L
@@ -136,6 +153,36 @@ class Checkpoints:
             yield self._waitlists.checkpoint_end
         yield from self.write(clean=clean, both_slots=both_slots)
 
+    def for_command(self) -> Work:
+        """Write one in both slots for what a command has changed before the call (a task's work). Commands that come
+        before it has begun share it: a thousand at once need no thousand checkpoints.
+
+        Each leaves a few live pages between dead tables, and only the cleaner makes a free segment of that. So this
+        waits for the cleaner where some of what is held back for checkpoints is missing: as fast as they are given,
+        commands do not use up what checkpoints need.
+        """
+        joint = self._joint
+        if joint is not None:
+            while not joint.ended:
+                yield self._waitlists.checkpoint_end
+            if joint.error is not None:
+                raise joint.error
+            return
+        joint = self._joint = _Joint()
+        while self.running or self._is_worn():
+            yield self._waitlists.checkpoint_end if self.running else self._waitlists.next_tick
+        self._joint = None
+        try:
+            yield from self.write(clean=False, both_slots=True)
+        except HoldfastError as error:
+            joint.error = error
+            raise
+        finally:
+            joint.ended = True
+
+    def _is_worn(self) -> bool:
+        return self._space.available_segments < self._space.checkpoint_segments and self._is_cleaning()
+
     def write(self, *, clean: bool, epoch: int | None = None, both_slots: bool = False) -> Work:
         """Write one at once (a task's work); none may be running. `epoch`: the new one of an opening."""
         waitlists, checkpointer = self._waitlists, self.checkpointer
@@ -173,3 +220,15 @@ class Checkpoints:
             ACTIONS[resource_of(errno)],
             extra=log_fields(resource_of(errno), errno=errno),
         )
+
+
+def _volume_table(volumes: dict[int, Volume], groups: GroupDirectory, written: set[int]) -> VolumeTable:
+    """The volume table of this moment. `written`: ids of volumes of whose maps pages are to be written."""
+    raw = bytearray().join([encode_group(group.row()) for group in groups.by_id.values() if not group.removing])
+    roots = []
+    for volume in volumes.values():
+        row = volume.encoded_row()
+        if volume.volume_id in written:
+            roots.append((volume.volume_id, len(raw) + root_place(is_node=len(row) == NODE_ROW_SIZE_BYTES)))
+        raw += row
+    return VolumeTable(raw, roots)

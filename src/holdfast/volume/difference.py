@@ -23,7 +23,7 @@ from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_MASK, PAGE_SHIFT, Page
 from holdfast.volume.page_table import PageTable
 from holdfast.volume.read import EXTENTS_MAX, LEAVES_PER_TURN, STATUS_LEAVES_MAX, add_run, clip
 from holdfast.volume.versions import chain, sees_below
-from holdfast.volume.view import Views
+from holdfast.volume.view import LINKS_PER_TURN, Views
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Waitlist, Work
 
@@ -76,7 +76,11 @@ class Differences:
     def _next_own(self, way: list[Volume], leaf: int, end: int) -> Work:
         """The first leaf in [leaf, end) of which a node on the way has a page, or `end`."""
         found = end
-        for link in way:
+        for looks, link in enumerate(way, 1):
+            if looks % LINKS_PER_TURN == 0:
+                yield self._next_turn
+            if self._table.at_hand(link, leaf) == -1:
+                continue
             found = min(found, (yield from self._table.next_leaf(link, leaf, found)))
             if found == leaf:
                 break

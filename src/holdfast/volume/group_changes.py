@@ -201,4 +201,4 @@ class Groups:
         self.directory.check_peers(limits, ours)
 
     def _begin(self, name: str, done: Callable[[HoldfastError | None], None]) -> None:
-        self._scheduler.spawn(guarded(self._checkpoint(both_slots=True)), name, done)
+        self._scheduler.spawn(guarded(self._checkpoint()), name, done)

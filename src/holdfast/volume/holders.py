@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from holdfast.volume.versions import predecessor
 from holdfast.volume.volume import Role, Volume
 
 
@@ -20,16 +19,21 @@ class Holders:
         self._by_id = by_id
 
     def of(self, volume_id: int) -> Iterable[Volume]:
-        """The nodes that may refer to a block written for this volume, in the order in which to ask them. The list is
-        that of the moment of the call."""
+        """The nodes that may refer to a block of data written for this volume, in the order in which to ask them: those
+        of them that refer to any. The list is that of the moment of the call."""
         node = self._by_id.get(volume_id)
         if node is None:
-            return [other for other in self._by_id.values() if other.role is not Role.VOLUME]
+            return [other for other in self._by_id.values() if other.mapped_blocks and other.role is not Role.VOLUME]
         nodes = []
         while node is not None:
-            nodes.append(node)
-            node = predecessor(node)
+            if node.mapped_blocks:
+                nodes.append(node)
+            node = node.predecessor
         return nodes
+
+    def owner(self, volume_id: int) -> Volume | None:
+        """The only node that may refer to a page of this volume's map."""
+        return self._by_id.get(volume_id)
 
     def exists(self, node: Volume) -> bool:
         return self._by_id.get(node.volume_id) is node

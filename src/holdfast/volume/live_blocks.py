@@ -26,7 +26,7 @@ from holdfast.volume.volume import Volume
 from holdfast.volume.write import Writer
 from holdfast.work.task import Waitlist, Work
 
-LEAVES_PER_TURN = 32
+LOOKS_PER_TURN = 64  # leaves that are looked at before others have a turn; each may be in any of thousands of snapshots
 
 _U64 = np.uint64
 
@@ -81,14 +81,16 @@ class LiveFinder:
         edges = [0, *(np.flatnonzero(leaves[1:] != leaves[:-1]) + 1).tolist(), len(order)] if len(order) else []
         base = _U64(segment << self._shift)
         found = 0
-        for count, (start, stop) in enumerate(pairwise(edges)):
+        looks = 0
+        for start, stop in pairwise(edges):
             if found >= live:
                 break
-            if (count + 1) % LEAVES_PER_TURN == 0:
-                yield self._next_turn
             left = order[start:stop]
             leaf = int(leaves[start])
             for volume in self.holders.of(leaf >> VOLUME_SHIFT - PAGE_SHIFT):
+                looks += 1
+                if looks % LOOKS_PER_TURN == 0:
+                    yield self._next_turn
                 row = yield from self._leaf(volume, leaf & LBA_MASK >> PAGE_SHIFT)
                 if row is None:
                     continue
@@ -130,17 +132,16 @@ class LiveFinder:
         """Mark what rewrites the live pages of a segment, and count them."""
         for number in np.flatnonzero(stored.kind == KIND_MAP).tolist():
             owner, address = int(stored.owner[number]), segment << self._shift | int(stored.block[number])
-            for volume in self.holders.of(owner >> VOLUME_SHIFT):
-                if not self.holders.exists(volume):
-                    continue
-                self.visiting = volume
-                try:
-                    if (yield from self._is_page_live(volume, owner, address)):
-                        blocks.pages += 1
-                        blocks.marked += yield from self._rewrite(volume, owner)
-                        break
-                finally:
-                    self.visiting = None
+            volume = self.holders.owner(owner >> VOLUME_SHIFT)
+            if volume is None:
+                continue
+            self.visiting = volume
+            try:
+                if (yield from self._is_page_live(volume, owner, address)):
+                    blocks.pages += 1
+                    blocks.marked += yield from self._rewrite(volume, owner)
+            finally:
+                self.visiting = None
 
     def _is_page_live(self, volume: Volume, owner: int, address: int) -> Work:
         level, index = page_place(owner)

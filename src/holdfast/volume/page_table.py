@@ -111,6 +111,17 @@ class PageTable:
                 # back. They are woken with the next turn, so that a turn in which pages are written out always comes.
                 self.released = True
 
+    def at_hand(self, volume: Volume, leaf: int) -> int | None:
+        """The slot of a leaf, or -1 if there is no such leaf, where that can be said at once; else None. Whoever looks
+        at thousands of maps does not start a generator for each."""
+        slot = self.cache.slot_of.get(volume.key_base | leaf)
+        if slot is None and not volume.root and self._root_key(volume) not in self.cache.slot_of:
+            return -1
+        return slot
+
+    def _root_key(self, volume: Volume) -> int:
+        return volume.key_base | volume.root_level << LEVEL_SHIFT
+
     def _entry(self, volume: Volume, parent: int, index: int) -> int:
         """The map entry of a page, from the page above, in slot `parent`; -1: from the volume."""
         return volume.root if parent < 0 else self.cache.words[parent << PAGE_SHIFT | index & PAGE_MASK]

@@ -41,11 +41,15 @@ class PageWriter:
         self.volumes = volumes
         self.pages_written = 0
         self._waitlists = waitlists
-        self._pages_per_turn = pages_per_turn  # so many are appended before clients have a turn
+        self.pages_per_turn = pages_per_turn  # so many are appended before clients have a turn
         self._wait_for_room = wait_for_room
         self._levels: list[list[int]] = [[] for _ in range(LEVELS)]
         self._frozen_generation = 0
         self._live: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def dirty_volumes(self) -> set[int]:
+        """Ids of the volumes of whose maps `write_all` will write something, were it to begin now."""
+        return {self.cache.key_of[slot] >> VOLUME_SHIFT for slot in self.cache.dirty}
 
     def begin(self, live: npt.NDArray[np.int64]) -> None:
         """Freeze what is dirty. `live` is the column of live blocks at this moment; the writer keeps it true."""
@@ -64,7 +68,7 @@ class PageWriter:
         for slots in self._levels:
             # The list of the level above grows while this one is worked through; nothing is added to this one any more.
             for number, slot in enumerate(slots):
-                if (number + 1) % self._pages_per_turn == 0:
+                if (number + 1) % self.pages_per_turn == 0:
                     log.room = 0  # the next client finds its own limit again
                     self._waitlists.page_room.wake()
                     yield self._waitlists.next_turn

@@ -17,7 +17,7 @@ So removing needs no space but the pages of a checkpoint, and works in a pool th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from holdfast.pool.block import ADDRESS_MASK, page_place
 from holdfast.volume.leaves import Leaves
 from holdfast.volume.page_cache import PAGE_SHIFT, PageCache
 from holdfast.volume.page_table import PageDamagedError, PageTable
-from holdfast.volume.versions import is_going, predecessor, remove_place, sees_below
+from holdfast.volume.versions import is_going, remove_place, sees_below
 from holdfast.volume.view import Views
 from holdfast.volume.volume import Volume
 from holdfast.volume.waitlists import Waitlists
@@ -58,10 +58,10 @@ class Removal:
         checkpoint: Callable[[], Work],
         is_checkpoint_running: Callable[[], bool],
         is_visited: Callable[[Volume], bool],
-        gone: Callable[[Volume], None],
+        gone: Callable[[Iterable[Volume]], None],
     ) -> None:
         """is_visited: whether the cleaner looks at the map of a node
-        gone: told of a node that nothing is left of"""
+        gone: told of nodes that nothing is left of"""
         self._by_id = by_id
         self._cache = cache
         self._table = table
@@ -97,7 +97,7 @@ class Removal:
             # The heir of the last one first: so a chain of them takes one look at each, not one at all for each.
             node = heir if heir is not None and self._may_be_emptied(heir) else self._next()
             if node is not None:
-                heir = predecessor(node)
+                heir = node.predecessor
                 yield from self._empty(node)
                 if len(self._emptied) % NODES_PER_TURN == 0:
                     yield self._waitlists.next_turn
@@ -108,13 +108,12 @@ class Removal:
             while self._is_checkpoint_running() or any(map(self._is_in_use, self._emptied)):
                 yield self._waitlists.next_tick
             self._cache.forget_volumes({node.volume_id for node in self._emptied})
-            for node in self._emptied:
-                self._gone(node)
+            self._gone(self._emptied)
             self._emptied.clear()
             if self._next() is None:
-                self._running = False
                 yield from self._checkpoint()
-                return
+                if self._next() is None:  # nothing was removed meanwhile: until here it was this task's
+                    return
 
     def _is_in_use(self, node: Volume) -> bool:
         is_read = self._table.is_loading(node) or self._views.is_building(node)
@@ -132,7 +131,7 @@ class Removal:
 
     def _empty(self, node: Volume) -> Work:
         """Take all that a node has, then the node out of the tree."""
-        heir = predecessor(node)
+        heir = node.predecessor
         leaf, count = 0, 0
         end = 1 << PAGE_SHIFT * node.root_level  # not its size: a clone that was made smaller has marks behind its end
         while leaf < end:

@@ -19,7 +19,7 @@ from holdfast.errors import HoldfastError, RequestError, RetryError
 from holdfast.pool.tables import NO_IDENTITY, SNAPSHOT_NAME_BYTES_MAX, VolumeRow
 from holdfast.volume.page_cache import PageCache
 from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings, apply_settings
-from holdfast.volume.versions import hide, place, predecessor, take_snapshot
+from holdfast.volume.versions import hide, place, take_snapshot
 from holdfast.volume.volume import Role, Volume, map_pages
 from holdfast.volume.volumes import Answer, Volumes
 from holdfast.work.task import guarded
@@ -164,7 +164,7 @@ class Snapshots:
             former = base.parent
             assert former is not None
             moving = [base]
-            while (older := predecessor(moving[-1])) is not None:
+            while (older := moving[-1].predecessor) is not None:
                 moving.append(older)
             moving = [node for node in moving if node.parent is former]
             for node in moving:

@@ -43,7 +43,7 @@ def place(node: Volume, basis: Volume | None, ground: Volume | None) -> None:
     """Put a node that has no place yet into the tree."""
     node.basis, node.ground = basis, ground
     if basis is not None:
-        basis.dependents.append(node)
+        _look_through(node, basis)
     if ground is not None:
         ground.grounded += 1
     # The own map of a snapshot has marks in it, which reads know nothing of.
@@ -67,7 +67,7 @@ def place_all(rows: Iterable[VolumeRow], by_id: dict[int, Volume]) -> None:
         if not is_going(node):
             _looks(node)
     for node in by_id.values():
-        looker = predecessor(node)
+        looker = node.predecessor
         if not node.looked_through:
             nobody_looks(node)
         elif looker is not None and is_going(looker):
@@ -85,14 +85,13 @@ def _looks(node: Volume) -> None:
 
 def take_snapshot(volume: Volume, node: Volume) -> None:
     """`node`, without a single entry, is from now on what `volume` is at this moment."""
-    previous = predecessor(volume)
+    previous = volume.predecessor
     place(node, volume, volume.ground)
     node.parent = volume
     node.looked_through = volume.looked_through
     if previous is not None:
-        volume.dependents.remove(previous)
-        node.dependents.append(previous)
-        previous.basis = node
+        volume.dependents -= 1
+        _look_through(previous, node)
     refresh_keepers(volume)
     volume.looked_through = True
     volume.shared_blocks = volume.mapped_blocks
@@ -100,12 +99,11 @@ def take_snapshot(volume: Volume, node: Volume) -> None:
     volume.recount = None
 
 
-def predecessor(node: Volume) -> Volume | None:
-    """The snapshot that looks for its blocks in `node` because it was taken before it, not a clone of it."""
-    for dependent in node.dependents:
-        if dependent.ground is not node:
-            return dependent
-    return None
+def _look_through(node: Volume, basis: Volume) -> None:
+    node.basis = basis
+    basis.dependents += 1
+    if node.ground is not basis:  # else it is a clone of it, of which there may be thousands
+        basis.predecessor = node
 
 
 def is_going(node: Volume) -> bool:
@@ -144,13 +142,13 @@ def lookers(node: Volume) -> tuple[tuple[Volume, ...], int]:
     `KEEPERS_MAX`; none if none of them stays. And the block below which they do."""
     found: list[Volume] = []
     below = node.map_end_blocks
-    looker = predecessor(node)
+    looker = node.predecessor
     while looker is not None:
         found.append(looker)
         below = min(below, looker.size_blocks, looker.reach_blocks or below)
         if not is_going(looker) or len(found) == KEEPERS_MAX:
             return tuple(found), below
-        looker = predecessor(looker)
+        looker = looker.predecessor
     return (), 0
 
 
@@ -176,12 +174,16 @@ def _looks_no_more(node: Volume) -> None:
 def remove_place(node: Volume) -> None:
     """Take an emptied node out of the tree: whoever looked through it looks at its basis now."""
     assert not node.grounded
-    heir, basis, ground, volume = predecessor(node), node.basis, node.ground, near_head(node)
+    heir, basis, ground, volume = node.predecessor, node.basis, node.ground, near_head(node)
+    if basis is not None:
+        basis.dependents -= 1
+        if basis.predecessor is node:
+            basis.predecessor = None
     if heir is not None:
-        node.dependents.remove(heir)
-        heir.basis = basis
+        node.dependents -= 1
+        heir.basis = None
         if basis is not None:
-            basis.dependents.append(heir)
+            _look_through(heir, basis)
         reach = [blocks for blocks in (heir.reach_blocks, node.reach_blocks) if blocks]
         if node.map_end_blocks < heir.size_blocks:
             reach.append(node.map_end_blocks)
@@ -189,8 +191,6 @@ def remove_place(node: Volume) -> None:
         if basis is not None:
             basis.sharing_changed()
     assert not node.dependents
-    if basis is not None:
-        basis.dependents.remove(node)
     if ground is not None:
         ground.grounded -= 1
         if is_going(ground):
@@ -198,7 +198,7 @@ def remove_place(node: Volume) -> None:
     for changed in (volume, None if ground is None else near_head(ground)):
         if changed is not None:
             refresh_keepers(changed)
-    node.basis = node.ground = None
+    node.basis = node.ground = node.predecessor = None
 
 
 def near_head(node: Volume) -> Volume | None:

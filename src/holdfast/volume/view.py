@@ -18,12 +18,14 @@ from holdfast.pool.block import ADDRESS_MASK, GROUND_MARK, LBA_MASK, WordArray
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_SHIFT, PageCache
 from holdfast.volume.page_table import PageTable
 from holdfast.volume.versions import chain, sees_below
-from holdfast.volume.volume import Role, Volume
+from holdfast.volume.volume import Volume
 from holdfast.work.task import Scheduler, Waitlist, Work
 
 _ADDRESS = np.uint64(ADDRESS_MASK)
 _GROUND = np.uint64(GROUND_MARK)
 
+
+LINKS_PER_TURN = 256  # nodes of a chain that are looked at before others have a turn
 
 Inside = slice | npt.NDArray[np.intp]  # entries of a leaf
 
@@ -42,13 +44,17 @@ class _Building:
 class Views:
     """Finds and makes view pages. Slots that it returns are good until the caller next yields."""
 
-    def __init__(self, cache: PageCache, table: PageTable, scheduler: Scheduler, page_room: Waitlist) -> None:
+    def __init__(
+        self, cache: PageCache, table: PageTable, scheduler: Scheduler, page_room: Waitlist, next_turn: Waitlist
+    ) -> None:
         self._cache = cache
         self._table = table
         self._scheduler = scheduler
         self._page_room = page_room
+        self._next_turn = next_turn
         self._building: dict[int, tuple[_Building, Waitlist]] = {}  # by key of the view page
-        self._viewed: set[Volume] = set()  # nodes that may have a view page in the cache
+        self._viewed: dict[int, set[int]] = {}  # by leaf: keys of view pages that may be in the cache
+        self._viewed_count = 0  # of these, at most
         self.built = 0
 
     def leaf(self, node: Volume, leaf: int) -> Work:
@@ -78,7 +84,7 @@ class Views:
                 slots = cache.take_slots(1, node.group.memory)
             cache.arena[slots[0]] = building.seen
             cache.install(slots[0], key, -1)
-            self._viewed.add(node)
+            self._note_viewed(key, leaf)
             self.built += 1
             return slots[0]
         finally:
@@ -91,9 +97,15 @@ class Views:
         first = leaf << PAGE_SHIFT
         links = chain(node)
         passed: Volume | None = None
+        looks = 0
         while links:
+            looks += 1
+            if looks % LINKS_PER_TURN == 0:
+                yield self._next_turn
             link = links[-1]
-            slot = yield from self._table.page(link, 0, leaf, create=False)
+            slot = self._table.at_hand(link, leaf)
+            if slot is None:
+                slot = yield from self._table.page(link, 0, leaf, create=False)
             if link.basis is not passed:
                 # The tree changed meanwhile. A snapshot that was taken may have got what was found behind it.
                 links = _not_passed(node, building)
@@ -119,14 +131,29 @@ class Views:
             return (yield from self._table.next_leaf(node, leaf, end))
         links: list[Volume] = []
         found = end
+        looks = 0
         while links != chain(node):  # again, if the tree changed meanwhile
             links = chain(node)
             found = end
             for link in links:
+                looks += 1
+                if looks % LINKS_PER_TURN == 0:
+                    yield self._next_turn
+                if self._table.at_hand(link, leaf) == -1:
+                    continue
                 found = min(found, (yield from self._table.next_leaf(link, leaf, found)))
                 if found == leaf:
                     return found
         return found
+
+    def _note_viewed(self, key: int, leaf: int) -> None:
+        self._viewed.setdefault(leaf, set()).add(key)
+        self._viewed_count += 1
+        if self._viewed_count > 2 * self._cache.pages:  # most of them were evicted since
+            slot_of = self._cache.slot_of
+            there = {leaf: {key for key in keys if key in slot_of} for leaf, keys in self._viewed.items()}
+            self._viewed = {leaf: keys for leaf, keys in there.items() if keys}
+            self._viewed_count = sum(map(len, self._viewed.values()))
 
     # ---- changes from elsewhere
 
@@ -143,14 +170,13 @@ class Views:
         """Entries of a leaf, in whoever's map they are, are others now for the same blocks: at other addresses, say."""
         cache = self._cache
         rows = []
-        gone = []
-        for node in self._viewed:
-            slot = cache.slot_of.get(node.read_base | leaf)
+        keys = self._viewed.get(leaf, set())
+        for key in sorted(keys):
+            slot = cache.slot_of.get(key)
             if slot is not None:
                 rows.append(cache.arena[slot])
-            elif node.role is Role.HIDDEN:
-                gone.append(node)
-        self._viewed.difference_update(gone)
+            else:
+                keys.discard(key)
         for key, (building, _) in self._building.items():
             if key & LBA_MASK == leaf:
                 rows += [building.seen, building.ground]

@@ -123,6 +123,7 @@ class Volume:
         "on_full_wait_s",
         "origin_id",
         "parent",
+        "predecessor",
         "protected",
         "provisioned",
         "quota_bytes",
@@ -189,7 +190,9 @@ class Volume:
         self.held_blocks = 0  # L: ... for which so much is held back
         self.identity = row.identity  # I: of a snapshot: of what it holds, in whatever pool (`snapshots.py`)
         self.row_bytes = 0  # L: what is held back for its row in the volume table
-        self.dependents: list[Volume] = []  # L: those whose basis it is
+        self.dependents = 0  # L: how many have it as their basis
+        # L: of these, the snapshot that was taken before it; not a clone of it
+        self.predecessor: Volume | None = None
         self.grounded = 0  # L: how many have it as their ground
         self.keepers: tuple[Volume, ...] = ()  # L: of a volume: who gets what it replaces (`volume/versions.py`)
         self.keep_below = 0  # L: ... if it lies below this block
@@ -254,6 +257,33 @@ class Volume:
             provisioned=self.provisioned,
             shared_blocks=self.shared_blocks,
             sharing_unsure=self.sharing_unsure,
+        )
+
+    def encoded_row(self) -> bytes:
+        """The same, as bytes."""
+        if self.role is Role.VOLUME:
+            return tables.encode_row(self.row())
+        basis, ground, parent = self.basis, self.ground, self.parent
+        return tables.encode_node(
+            tables.HIDDEN if self.removing else self.role,
+            self.label,
+            self.identity,
+            self.shared_blocks,
+            tables.FLAG_PROTECTED * self.protected
+            | tables.FLAG_CUTTING * self.cutting
+            | tables.FLAG_SHARING_UNSURE * self.sharing_unsure,
+            self.volume_id,
+            0 if basis is None else basis.volume_id,
+            0 if ground is None else ground.volume_id,
+            0 if parent is None else parent.volume_id,
+            self.origin_id,
+            self.stored_size_bytes,
+            self.root,
+            self.mapped_blocks,
+            self.created_ns,
+            self.reach_blocks,
+            self.root_level,
+            self.group.group_id,
         )
 
     def count_mapped(self, change: int) -> None:

@@ -51,8 +51,9 @@ from holdfast.work.task import Scheduler, Work, guarded
 
 log_output = logging.getLogger("holdfast.volumes")
 
-# What a volume takes in memory whatever it holds: its row, its name, its places in tables.
-VOLUME_STATE_BYTES = KIB
+# What a volume or snapshot takes in memory whatever it holds: itself, its name, its places in tables. Measured with
+# 10,000 of them: 1.4 KiB.
+VOLUME_STATE_BYTES = KIB + KIB // 2
 
 Answer = Callable[["Volume | HoldfastError | None"], None]
 
@@ -395,7 +396,8 @@ class Volumes:
             return []
         return [node for node in self.by_id.values() if node.parent is volume and node.role is Role.SNAPSHOT]
 
-    def gone(self, volume: Volume) -> None:
-        """Nothing is left of a removed volume or snapshot."""
-        self.forget(volume)
+    def gone(self, nodes: Iterable[Volume]) -> None:
+        """Nothing is left of these removed volumes and snapshots."""
+        for node in nodes:
+            self.forget(node)
         self.hold_reserve()

@@ -138,7 +138,7 @@ GROUPS = [
         "group-room-lost-wake-up",
         "a task that waits for its group's share of the ring is not told when there is some",
         "P5",
-        "holdfast.engine",
+        "holdfast.engine_parts",
         "        self.waitlists.group_room.wake()\n",
         "",
     ),

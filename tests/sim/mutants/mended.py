@@ -106,9 +106,9 @@ FOUND_AND_MENDED = [
         "volume-in-one-slot",
         "only the newer superblock slot tells of a new volume: should it be lost, so is the volume",
         "P1",
-        "holdfast.engine",
-        "            checkpoint=lambda: self.checkpoints.checkpoint(both_slots=True),\n",
-        "            checkpoint=self.checkpoints.checkpoint,\n",
+        "holdfast.volume.checkpoints",
+        "            yield from self.write(clean=False, both_slots=True)\n",
+        "            yield from self.write(clean=False, both_slots=False)\n",
     ),
     Mutant(
         "written-before-it-is-published",

@@ -34,12 +34,19 @@ CHECKPOINT_AND_SPACE = [
         "a segment comes free at the beginning of the checkpoint that no longer needs it",
         "P1, P3",
         "holdfast.pool.checkpoint",
-        "        rows, groups = self._rows(), self._groups()\n        self.pages.begin(live)",
-        "        rows, groups = self._rows(), self._groups()\n"
-        "        dead = np.flatnonzero(sealed & (live == 0)).tolist()\n"
-        "        space.state[dead] = 1\n"
-        "        space.free.extendleft(dead)\n"
-        "        self.pages.begin(live)",
+        "            self.pages.begin(live)\n",
+        "            dead = np.flatnonzero(sealed & (live == 0)).tolist()\n"
+        "            space.state[dead] = 1\n"
+        "            space.free.extendleft(dead)\n"
+        "            self.pages.begin(live)\n",
+    ),
+    Mutant(
+        "root-of-the-checkpoint-before",
+        "the volume table of a checkpoint has the roots from before its pages were written",
+        "P1, P6",
+        "holdfast.pool.checkpoint",
+        "            for volume_id, at in table.roots:\n",
+        "            for volume_id, at in table.roots[:0]:\n",
     ),
     Mutant(
         "no-dying",

@@ -19,8 +19,9 @@ SIZES = [
         "P6",
         "holdfast.pool.tables",
         "    flags = FLAG_LOSS * row.loss_open | row.read_only << READ_ONLY_SHIFT\n"
-        "    flags |= FLAG_CUTTING * row.cutting\n",
-        "    flags = FLAG_LOSS * row.loss_open | row.read_only << READ_ONLY_SHIFT\n",
+        "    flags |= FLAG_CUTTING * row.cutting | FLAG_PROVISIONED * row.provisioned\n",
+        "    flags = FLAG_LOSS * row.loss_open | row.read_only << READ_ONLY_SHIFT\n"
+        "    flags |= FLAG_PROVISIONED * row.provisioned\n",
     ),
     Mutant(
         "last-block-not-cleared",
@@ -75,7 +76,7 @@ SIZES = [
         "old-columns-written-to",
         "writes count dead blocks in the columns that the space table had before the pool got another capacity",
         "P7",
-        "holdfast.engine",
+        "holdfast.engine_parts",
         "        self.writer.renew()\n",
         "",
     ),

@@ -106,7 +106,7 @@ VERSIONS = [
         "the block that a snapshot got is not counted as its own",
         "P7",
         "holdfast.volume.exchange",
-        "        volume.keepers[-1].count_mapped(int(np.count_nonzero((old & _ADDRESS)[kept])))\n",
+        "        volume.keepers[-1].count_kept(leaf, places, blocks)\n",
         "",
     ),
     Mutant(

@@ -49,6 +49,8 @@ RARE = {
     "buffer-room-lost-wake-up",
     "changed-while-read",
     "cold-read-not-checked",
+    "cold-segment-retired",
+    "damage-copied-along",
     "durable-write-covers-the-earlier-ones",
     "epoch-not-renewed",
     "error-of-a-piece-overwritten",

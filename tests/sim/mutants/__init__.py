@@ -16,6 +16,7 @@ from tests.sim.mutants.mutant import Mutant
 from tests.sim.mutants.pool import CHECKPOINT_AND_SPACE
 from tests.sim.mutants.recovery import RECOVERY
 from tests.sim.mutants.serving import SERVING
+from tests.sim.mutants.sharing import SHARING
 from tests.sim.mutants.sizes import SIZES
 from tests.sim.mutants.versions import VERSIONS
 from tests.sim.mutants.volume import VOLUMES
@@ -34,6 +35,7 @@ MUTANTS = [
     *CLEANING,
     *VOLUMES,
     *VERSIONS,
+    *SHARING,
     *WAITING,
     *SERVING,
     *GROUPS,

@@ -93,11 +93,14 @@ class Engine:
         clock: Clock,
         allocate: Callable[[int], memoryview],
         options: EngineOptions,
+        alone: bool = False,
     ) -> None:
+        """`alone`: neither superblock slot leads to another checkpoint."""
         self.disk = disk
         self.clock = clock
         self.options = options
         self._allocate = allocate
+        self._alone = alone
         self.findings: list[str] = []
         self.complaints = Complaints()
         self._recovered = False  # the space table is what the log says: segments may be prepared and opened
@@ -275,7 +278,7 @@ class Engine:
             self.disk,
             self.findings,
         )
-        yield from recovery.read(known_end)
+        yield from recovery.read(known_end, alone=self._alone)
         self._recovered = True
         yield from recovery.replay(self._allocate)
         self.volumes.hold_provisioned()

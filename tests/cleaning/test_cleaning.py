@@ -333,3 +333,29 @@ def test_pages_in_a_victim_are_written_somewhere_else() -> None:
     for leaf in range(leaves):
         assert bytes(ask(world, client, CMD_READ, leaf * 2 * MIB, BLOCK).data) == block(29 + leaf)
     check_accounts(world)
+
+
+@pytest.mark.parametrize("slot", ["both are there", "the newer is lost"])
+def test_what_was_dead_at_the_checkpoint_is_free_for_recovery(slot: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A checkpoint that both slots lead to gives it back at once, and all other free segments may be used up after
+    that: recovery has to write a checkpoint, too."""
+    pool = FullPool(f"recovery, {slot}")
+    world = pool.world
+    world.settle()
+    trimmed = len(pool.holds) // 2
+    assert ask(world, pool.client, CMD_TRIM, 0, trimmed * BLOCK).errno == 0
+    pool.holds = {lba: version for lba, version in pool.holds.items() if lba >= trimmed}
+    before = set(world.engine.space.free)
+    world.run(world.engine.checkpoints.checkpoint(both_slots=True))
+    freed = set(world.engine.space.free) - before
+    assert len(freed) > 3
+    if slot == "the newer is lost":
+        world.disk.lose_slot()
+    world.server_dies()
+    world.begin_open()
+    assert world.go_on(10_000_000_000, lambda: world.engine._recovered)
+    assert freed <= set(world.engine.space.free)
+    world.finish_open()
+    pool.client = connect(world, "disk0")
+    pool.check()
+    check_accounts(world)

@@ -49,7 +49,7 @@ def draw_filling(seed: int | str, operations: int) -> Swarm:
     swarm.storm, swarm.damage, swarm.tenants, swarm.resizes = False, False, 0, 0
     swarm.faults = [fault for fault in swarm.faults if fault[1] not in (*DAMAGE, FLIP, VANISH)]
     swarm.faulty = rng.choice([0.0, 0.0, 0.3]) if swarm.faults else 0.0
-    swarm.actions = {**swarm.actions, "trim": 3, "snapshot": 3, "remove_snapshot": 1}
+    swarm.actions = {**swarm.actions, "trim": 3, "snapshot": 3, "remove_snapshot": 1, "clone": 3, "promote": 3}
     for action in ("hang_up", "say_goodbye", "stop_reading", "remove", "create"):
         swarm.actions.pop(action, None)
     return swarm

@@ -72,6 +72,7 @@ class Workload:
             "create": self._create, "remove": self._remove, "snapshot": self._snapshot, "clone": self._clone,
             "look": lambda _client: self.history.look(), "remove_snapshot": lambda _client: self.history.remove(),
             "roll_back": lambda _client: self.history.roll_back(),
+            "promote": lambda _client: self.history.promote(),  # in runs of `filling.py` alone
         }  # fmt: skip
         self._actions = list(swarm.actions)
         self._weights = list(swarm.actions.values())

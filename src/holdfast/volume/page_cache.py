@@ -140,6 +140,12 @@ class PageCache:
                 break
         return evicted * BLOCK_SIZE_BYTES
 
+    def may_give_way(self, group: Group) -> bool:
+        """True if a page is clean that could be evicted for `group`'s sake."""
+        evictable = self._used & (self._stamp_column == 0) & (self._children_column == 0)
+        owners = [self._groups[slot] for slot in np.flatnonzero(evictable).tolist()]
+        return any(owner is group or owner.usage[Kind.MAP_PAGES] > owner.minimums[Kind.MAP_PAGES] for owner in owners)
+
     def give_way(self, pressure: Pressure) -> int:
         """Let the host have the memory of some slots while it has too little, and take it again after that; returns
         the bytes given. An eighth of the slots stays, `PAGES_MIN` at least, and what groups are sure of does."""

@@ -10,6 +10,7 @@ A module for each room of the engine; `recovery` is spread over several of them,
 from __future__ import annotations
 
 from tests.sim.mutants.cleaning import CLEANING
+from tests.sim.mutants.filling import FILLING
 from tests.sim.mutants.memory import GROUPS
 from tests.sim.mutants.mended import FOUND_AND_MENDED
 from tests.sim.mutants.mutant import Mutant
@@ -38,6 +39,7 @@ MUTANTS = [
     *SERVING,
     *GROUPS,
     *SIZES,
+    *FILLING,
     *ORDER_OF_WAITS,
     *FOUND_AND_MENDED,
 ]

@@ -25,6 +25,7 @@ SPREAD = (
     "tests/crash/test_server_death.py",
     "tests/crash/test_power_loss.py",
     "tests/crash/test_failing_writeback.py",
+    "tests/crash/test_full_pool.py",
     "tests/sim/test_mutants.py",
 )
 # They use all processors by themselves, or look at the time.

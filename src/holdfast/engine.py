@@ -51,7 +51,7 @@ class Engine(EngineParts):
             self.disk,
             self.findings,
         )
-        yield from recovery.read(known_end)
+        yield from recovery.read(known_end, alone=self._alone)
         self._recovered = True
         yield from recovery.replay(self._allocate)
         self.volumes.hold_provisioned()

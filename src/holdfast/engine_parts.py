@@ -86,11 +86,14 @@ class EngineParts:
         clock: Clock,
         allocate: Callable[[int], memoryview],
         options: EngineOptions,
+        alone: bool = False,
     ) -> None:
+        """`alone`: neither superblock slot leads to another checkpoint."""
         self.disk = disk
         self.clock = clock
         self.options = options
         self._allocate = allocate
+        self._alone = alone
         self.findings: list[str] = []
         self.complaints = Complaints()
         self._recovered = False  # the space table is what the log says: segments may be prepared and opened

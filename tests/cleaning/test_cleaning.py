@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from errno import EIO, ENOSPC
+from random import Random
 
 import pytest
 
@@ -332,4 +333,63 @@ def test_pages_in_a_victim_are_written_somewhere_else() -> None:
     assert world.engine.cleaner.counts.pages_marked
     for leaf in range(leaves):
         assert bytes(ask(world, client, CMD_READ, leaf * 2 * MIB, BLOCK).data) == block(29 + leaf)
+    check_accounts(world)
+
+
+@pytest.mark.parametrize("slot", ["both are there", "the newer is lost"])
+def test_what_was_dead_at_the_checkpoint_is_free_for_recovery(slot: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A checkpoint that both slots lead to gives it back at once, and all other free segments may be used up after
+    that: recovery has to write a checkpoint, too."""
+    pool = FullPool(f"recovery, {slot}")
+    world = pool.world
+    world.settle()
+    trimmed = len(pool.holds) // 2
+    assert ask(world, pool.client, CMD_TRIM, 0, trimmed * BLOCK).errno == 0
+    pool.holds = {lba: version for lba, version in pool.holds.items() if lba >= trimmed}
+    before = set(world.engine.space.free)
+    world.run(world.engine.checkpoints.checkpoint(both_slots=True))
+    freed = set(world.engine.space.free) - before
+    assert len(freed) > 3
+    if slot == "the newer is lost":
+        world.disk.lose_slot()
+    world.server_dies()
+    world.begin_open()
+    assert world.go_on(10_000_000_000, lambda: world.engine._recovered)
+    assert freed <= set(world.engine.space.free)
+    world.finish_open()
+    pool.client = connect(world, "disk0")
+    pool.check()
+    check_accounts(world)
+
+
+def test_what_is_answered_where_each_block_has_a_page_of_the_map(caplog: pytest.LogCaptureFixture) -> None:
+    """Who moves such a block writes its page as well. Up to seven tenths of what the pool may hold all overwrites are
+    taken; nearly full it may refuse some, until something is let go of. Nothing is lost in either."""
+    world = new_world("far apart", segments=24, segment_blocks=64)
+    create(world, "disk0", 3 << 40)
+    client, space, rng = connect(world, "disk0"), world.engine.space, Random(1)
+    holds: dict[int, int] = {}
+
+    def write(leaf: int, value: int) -> int:
+        errno = ask(world, client, CMD_WRITE, leaf * 2 * MIB, payload=block(value)).errno
+        if errno == 0:
+            holds[leaf] = value
+        return errno
+
+    while space.used_blocks < 0.7 * space.usable_blocks:
+        assert write(len(holds), 1) == 0
+    for value in range(2, 2 + 2 * len(holds)):
+        assert write(rng.randrange(len(holds)), value) == 0
+    while write(len(holds), 1) == 0:
+        pass
+    answers = {write(rng.randrange(len(holds)), 10_000 + number) for number in range(30)}
+    assert answers <= {0, ENOSPC}
+    for leaf, value in holds.items():
+        assert bytes(ask(world, client, CMD_READ, leaf * 2 * MIB, BLOCK).data) == block(value)
+    for leaf in range(0, len(holds), 2):
+        assert ask(world, client, CMD_TRIM, leaf * 2 * MIB, BLOCK).errno == 0
+        del holds[leaf]
+    kept = list(holds)
+    for value in range(2, 2 + len(kept)):
+        assert write(rng.choice(kept), value) == 0, "there is room again"
     check_accounts(world)

@@ -18,7 +18,7 @@ from holdfast.runtime.ports import WRITE
 from holdfast.sim.accounts import check_accounts
 from holdfast.sim.client import Answer, SimClient
 from holdfast.sim.world import World
-from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
+from holdfast.units import BLOCK_SIZE_BYTES, GIB, KIB, MIB
 from holdfast.volume.groups import TenantGroup
 from holdfast.volume.settings import VolumeSettings
 from holdfast.work.task import Work
@@ -399,4 +399,27 @@ def test_writes_that_use_up_the_memory_of_their_group_get_the_pages_that_they_wa
     ]
     world.settle(lambda: all(answer.ready for answer in answers))
     assert {answer.errno for answer in answers} == {0}
+    check_accounts(world)
+
+
+def test_recovery_makes_pages_clean_where_they_are_all_that_other_groups_are_not_sure_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Few pages of the map are dirty then, but with those above them they are all that there are."""
+    world = new_world("sure of pages", pages=64)
+    create(world, "disk0", 3 << 40)
+    client = connect(world, "disk0")
+    limits = GroupLimits(map_min_bytes=64 * KIB)
+    world.wait_for(lambda answer: world.engine.groups.create("red", limits, answer))
+    world.wait_for(lambda answer: world.engine.groups.create("green", limits, answer))
+    world.settle()
+    world.faults.turn_on("write superblock", "EIO", 1.0)
+    for number in range(14):
+        assert ask(world, client, CMD_WRITE, number * 8 * GIB, payload=block(number)).errno == 0
+    world.server_dies()
+    world.faults.calm()
+    world.open()
+    client = connect(world, "disk0")
+    for number in range(14):
+        assert bytes(ask(world, client, CMD_READ, number * 8 * GIB, BLOCK_SIZE_BYTES).data) == block(number)
     check_accounts(world)

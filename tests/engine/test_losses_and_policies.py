@@ -23,6 +23,7 @@ from holdfast.sim.world import World
 from holdfast.units import BLOCK_SIZE_BYTES, MIB
 from holdfast.volume.settings import VolumeSettings
 from holdfast.volume.volume import OnError, OnFull, ReadOnly, Volume
+from holdfast.work.task import Work
 from tests.engine.helpers import ask, block, connect, create, new_world
 
 BLOCK = BLOCK_SIZE_BYTES
@@ -178,6 +179,27 @@ def test_what_is_found_while_a_loss_is_being_acknowledged_is_a_loss_of_its_own(w
     world.settle(lambda: bool(outcome))
     assert (volume.loss_epoch, volume.loss_open) == (2, True)
     assert flush(world, lost) == EIO
+    assert acknowledge(world, 2) is volume
+    assert flush(world, lost) == 0
+
+
+def test_what_is_found_while_known_damage_is_given_up_is_a_loss_of_its_own(world: World, lost: SimClient) -> None:
+    """Before the acknowledgement is on its way to the disk: the blocks that are given up are read once more first."""
+    volume = world.engine.by_name["disk0"]
+    assert ask(world, lost, CMD_READ, BLOCK, BLOCK).errno == EIO
+    world.settle()
+    damage(world, volume, 2)
+    give_up = world.engine.writer.give_up
+
+    def beside_it(volume: Volume, lba: int) -> Work:
+        volume.note_damage(2, "found by somebody else")
+        yield from give_up(volume, lba)
+
+    world.engine.writer.give_up = beside_it  # type: ignore[method-assign]
+    assert acknowledge(world, 1) is volume
+    assert (volume.loss_epoch, volume.loss_open) == (2, True)
+    assert flush(world, lost) == EIO
+    assert 2 in volume.damaged, "nobody has given it up"
     assert acknowledge(world, 2) is volume
     assert flush(world, lost) == 0
 

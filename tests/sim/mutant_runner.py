@@ -65,15 +65,12 @@ def planted(mutant: Mutant, source: str) -> str:
     return source.replace(mutant.old, mutant.new)
 
 
-def try_seeds(seeds: range, operations: int) -> tuple[int | None, str]:
-    """The first seed that fails, and how; or None."""
-    from holdfast.sim.run import run_seed
+def try_seeds(seeds: range, operations: int, *, filling: bool) -> tuple[int | None, str]:
+    """The first seed that fails, and how; or None. Any exception is a failure."""
+    from holdfast.sim.shrink import Kind, run_edited
 
     for seed in seeds:
-        try:
-            failure = run_seed(seed, operations).failure
-        except Exception as error:  # whatever it is, the mutant did not get through this seed
-            failure = f"{type(error).__name__}: {error}"
+        failure = run_edited(seed, operations, [], kind=Kind.FILLING if filling else Kind.MIXED).failure
         if failure:
             return seed, failure
     return None, ""
@@ -85,6 +82,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--operations", type=int, default=400)
+    parser.add_argument("--full", action="store_true", help="seeds of pools that are filled, also without a bug")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     planter = None
@@ -93,7 +91,9 @@ def main() -> None:
         assert planter.mutant.module not in sys.modules
         sys.meta_path.insert(0, planter)
     started = time.perf_counter()
-    seed, failure = try_seeds(range(options.first_seed, options.first_seed + options.seeds), options.operations)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    filling = options.full or (planter is not None and planter.mutant.filling)
+    seed, failure = try_seeds(seeds, options.operations, filling=filling)
     assert planter is None or planter.planted, f"no run loads {options.mutant}'s module"
     tried = options.seeds if seed is None else seed - options.first_seed + 1
     result = {"mutant": options.mutant, "seed": seed, "seeds_tried": tried, "failure": failure}

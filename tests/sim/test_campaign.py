@@ -11,9 +11,12 @@ import pytest
 
 from holdfast.sim.exhaustive import cases
 from holdfast.sim.faults import FAULTS, POINTS
+from holdfast.sim.filling import CYCLES
 
 SEEDS = 3000
 OPERATIONS = 1000
+FILLING_SEEDS = 100
+FILLING_OPERATIONS = 300
 
 
 def simulate(*arguments: str) -> tuple[dict[str, Any], str]:
@@ -36,6 +39,16 @@ def test_nothing_is_lost_and_nothing_hangs_in_many_runs() -> None:
     assert len(outcome["faults"]) == len(FAULTS)
     assert outcome["crashes"] > SEEDS
     assert outcome["power_failures"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_nothing_is_lost_in_a_thousand_times_of_filling_a_pool_and_letting_go() -> None:
+    outcome, told = simulate("--full", "--seeds", str(FILLING_SEEDS), "--operations", str(FILLING_OPERATIONS))
+    assert outcome["failures"] == {}, told
+    assert outcome["cycles"] == FILLING_SEEDS * CYCLES >= 1000
+    assert outcome["power_failures"] > FILLING_SEEDS
+    assert outcome["crashes"] > outcome["power_failures"]
 
 
 @pytest.mark.slow

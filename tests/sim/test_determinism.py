@@ -13,10 +13,11 @@ from holdfast.sim.run import run_seed
 OPERATIONS = 300
 
 
-def in_a_process_of_its_own(seed: int, hash_seed: str) -> bytes:
+def in_a_process_of_its_own(seed: int, hash_seed: str, *options: str) -> bytes:
     """The whole trace of a seed, as somebody reads it."""
+    wanted = ["--seed", str(seed), "--operations", str(OPERATIONS), "--trace", *options]
     run = subprocess.run(
-        [sys.executable, "-m", "holdfast.sim", "--seed", str(seed), "--operations", str(OPERATIONS), "--trace"],
+        [sys.executable, "-m", "holdfast.sim", *wanted],
         env={**os.environ, "PYTHONHASHSEED": hash_seed},
         check=True,
         capture_output=True,
@@ -29,6 +30,12 @@ def test_the_same_seed_has_the_same_trace_to_the_byte_whatever_the_hashes(seed: 
     trace = in_a_process_of_its_own(seed, "1")
     assert trace == in_a_process_of_its_own(seed, "2")
     assert trace.count(b"\n") > OPERATIONS
+
+
+def test_a_pool_that_is_filled_again_and_again_is_a_run_as_well() -> None:
+    trace = in_a_process_of_its_own(5, "1", "--full", "--edit", "phases=2")
+    assert trace == in_a_process_of_its_own(5, "2", "--full", "--edit", "phases=2")
+    assert trace.count(b"lets go") >= 2
 
 
 def test_two_runs_in_one_process_do_not_know_of_each_other() -> None:

@@ -83,7 +83,18 @@ def drop_torn_summaries(
 
 
 class Opener:
-    def __init__(self, superblock: Superblock, space: SpaceTable, disk: SegmentFiles, findings: list[str]) -> None:
+    def __init__(
+        self,
+        superblock: Superblock,
+        space: SpaceTable,
+        disk: SegmentFiles,
+        findings: list[str],
+        *,
+        alone: bool = False,
+    ) -> None:
+        """`alone`: neither superblock slot leads to another checkpoint. So what was dead at this one is free, as it was
+        for the server before, which counted on that when it left to recovery no more segments than that needs."""
+        self._alone = alone
         self.superblock = superblock
         self.space = space
         self.disk = disk
@@ -133,7 +144,12 @@ class Opener:
         copies = _copies(words)
         volume_table = yield from self._read_table(TABLE_VOLUMES, [copy[:volume_blocks] for copy in copies])
         space_table = yield from self._read_table(TABLE_SPACE, [copy[volume_blocks:] for copy in copies])
-        self.space.decode(space_table[: superblock.space_table_bytes], self.disk.segments())
+        log_ordinal = superblock.replay_position >> self.shift
+        self.space.decode(
+            space_table[: superblock.space_table_bytes],
+            self.disk.segments(),
+            dead=lambda ordinal: self._alone and (is_cold(ordinal) or ordinal < log_ordinal),
+        )
         meta = [word & ADDRESS_MASK for word in (*words, *superblock.index_entries)]
         self.space.used_blocks = int(self.space.live.sum())
         for address in meta:

@@ -253,8 +253,9 @@ class SpaceTable:
         rows["ordinal"] = self.ordinal
         return rows.tobytes()
 
-    def decode(self, raw: bytes, files: Iterable[int]) -> None:
-        """Take over a stored table. `files` are the segment files that exist, whole, in the directory.
+    def decode(self, raw: bytes, files: Iterable[int], *, dead: Callable[[int], bool] = lambda _ordinal: False) -> None:
+        """Take over a stored table. `files` are the segment files that exist, whole, in the directory; `dead` says, by
+        its ordinal, whether a sealed segment without live blocks is free.
 
         What the table calls dying came free when its checkpoint was durable, which it is; it may be in use again.
         """
@@ -262,6 +263,9 @@ class SpaceTable:
         self.live[: len(rows)] = rows["live"]
         self.state[: len(rows)] = np.where(rows["state"] == DYING, ABSENT, rows["state"])
         self.ordinal[: len(rows)] = rows["ordinal"]
+        for segment in np.flatnonzero((self.state == SEALED) & (self.live == 0)).tolist():
+            if dead(int(self.ordinal[segment])):
+                self.state[segment] = ABSENT
         present = set(files)
         self.strays = sorted(segment for segment in present if segment >= self.capacity_segments)
         self.free.clear()

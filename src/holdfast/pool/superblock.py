@@ -33,7 +33,7 @@ Slot, 4096 bytes, little endian:
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast.errors import CorruptionError
 from holdfast.pool.commit import check_sealed_block, mend_single_byte, seal_block
@@ -160,6 +160,22 @@ def newest_superblock(slots: list[bytes]) -> tuple[Superblock, list[str]]:
     A slot with one changed byte is mended, so that the newest state is not lost to it. Raises CorruptionError if
     neither slot can be used.
     """
+    candidates, findings = _usable(slots)
+    if not candidates:
+        raise CorruptionError(
+            "no valid superblock: both slots are damaged; restore the file `superblock` from a backup"
+        )
+    return max(candidates, key=lambda candidate: candidate.sequence), findings
+
+
+def is_alone(slots: list[bytes]) -> bool:
+    """True if no slot leads to another checkpoint than the one that counts: what only the one before it needed, nobody
+    does. So it is after a checkpoint that was written to both, and also where one of the slots is lost."""
+    candidates, _ = _usable(slots)
+    return len({replace(candidate, sequence=0) for candidate in candidates}) == 1
+
+
+def _usable(slots: list[bytes]) -> tuple[list[Superblock], list[str]]:
     findings: list[str] = []
     candidates: list[Superblock] = []
     for number, raw in enumerate(slots):
@@ -172,8 +188,4 @@ def newest_superblock(slots: list[bytes]) -> tuple[Superblock, list[str]]:
             superblock = None if mended is None else decode_superblock(mended)
         if superblock is not None:
             candidates.append(superblock)
-    if not candidates:
-        raise CorruptionError(
-            "no valid superblock: both slots are damaged; restore the file `superblock` from a backup"
-        )
-    return max(candidates, key=lambda candidate: candidate.sequence), findings
+    return candidates, findings

@@ -16,7 +16,7 @@ from holdfast.engine_parts import EngineOptions
 from holdfast.errors import CorruptionError
 from holdfast.pool.format import write_new_pool
 from holdfast.pool.opening import read_superblock_slots
-from holdfast.pool.superblock import Superblock, newest_superblock
+from holdfast.pool.superblock import Superblock, is_alone, newest_superblock
 from holdfast.runtime.ports import SUPERBLOCK, Clock, Disk, Prng, RingMemory
 from holdfast.work.task import run_to_end
 from holdfast.writeback.ring import RING_HEADER_BYTES, Ring
@@ -64,10 +64,12 @@ def bring_up(
     disk = around.disk
     findings: list[str] = []
     superblock: Superblock | None = None
+    alone = False  # no slot leads to another checkpoint
     if disk.exists(SUPERBLOCK):
         slots = run_to_end(read_superblock_slots(), disk.run)
         try:
             superblock, findings = newest_superblock(slots)
+            alone = is_alone(slots)
         except CorruptionError:
             if disk.segments():
                 raise
@@ -90,7 +92,14 @@ def bring_up(
     ring = Ring(memory.view, segment_blocks=superblock.segment_blocks)
     ring.format(tag=superblock.tag, epoch=epoch, boot=around.boot_tag)
     engine = Engine(
-        superblock, ring, epoch=epoch, disk=disk, clock=around.clock, allocate=around.allocate, options=options
+        superblock,
+        ring,
+        epoch=epoch,
+        disk=disk,
+        clock=around.clock,
+        allocate=around.allocate,
+        options=options,
+        alone=alone,
     )
     engine.findings += findings
     return BroughtUp(engine, uuid, memory, known_end)

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from holdfast.sim.campaign import COVERING_SEEDS, Tally, run_cases, run_seeds, t
 from holdfast.sim.exhaustive import Case, cases, run_case
 from holdfast.sim.faults import FAULTS, describe
 from holdfast.sim.run import Outcome
-from holdfast.sim.shrink import run_edited, shrink
+from holdfast.sim.shrink import Kind, run_edited, shrink
 
 FAILURES_SHOWN_MAX = 5
 
@@ -33,6 +34,8 @@ Examples:
     ./dev sim --minutes 10 --first-seed 100000
   One seed again, with all that happens in it:
     ./dev sim --seed 4711 --trace
+  Fill pools to the last block and let go of some, again and again, with deaths in between:
+    ./dev sim --full --seeds 100 --operations 300
   Fail every call of the fixed course in turn, and cut the power at its every effect:
     ./dev sim --exhaustive
 """
@@ -46,6 +49,7 @@ Examples:
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Begin no run after so long.")
 @click.option("--seed", type=int, help="Run this one seed, here.")
 @click.option("--edit", "edits", multiple=True, help="Change the run of --seed, as a shrunken failure says.")
+@click.option("--full", is_flag=True, help="Seeds of another kind: pools that are filled up and let go of, in turn.")
 @click.option("--trace", is_flag=True, help="With --seed or --case: print what happens, a line an event.")
 @click.option("--exhaustive", is_flag=True, help="The fixed course with every fault at every place.")
 @click.option("--case", "case_text", help="One case of --exhaustive again: 'POINT,KIND,NUMBER'.")
@@ -60,6 +64,7 @@ def main(
     minutes: float | None,
     seed: int | None,
     edits: tuple[str, ...],
+    full: bool,
     trace: bool,
     exhaustive: bool,
     case_text: str | None,
@@ -79,20 +84,21 @@ def main(
         raise click.UsageError("--json goes with --seeds, --minutes or --exhaustive; one run prints text")
     if seed is not None and seeds is not None:
         raise click.UsageError("--seed is one seed, --seeds so many from --first-seed on: give one of them")
+    kind = Kind.FILLING if full else Kind.MIXED
     if seed is not None:
-        sys.exit(_one(seed, operations, list(edits), trace=trace))
+        sys.exit(_one(seed, operations, list(edits), kind, trace=trace))
     if case_text is not None:
         sys.exit(_one_case(case_text, trace=trace))
     if exhaustive:
         sys.exit(_every_case(jobs, as_json=as_json))
     count = seeds or (None if minutes else 200)
-    sys.exit(_many(first_seed, count, operations, jobs, minutes, shrinking=not no_shrink, as_json=as_json))
+    sys.exit(_many(first_seed, count, operations, kind, jobs, minutes, shrinking=not no_shrink, as_json=as_json))
 
 
-def _one(seed: int, operations: int, edits: list[str], *, trace: bool) -> int:
+def _one(seed: int, operations: int, edits: list[str], kind: Kind, *, trace: bool) -> int:
     write = _print_line if trace else None
     try:
-        outcome = run_edited(seed, operations, edits, write=write)
+        outcome = run_edited(seed, operations, edits, kind=kind, write=write)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     print(
@@ -124,7 +130,15 @@ def _progress() -> Progress:
 
 
 def _many(
-    first: int, count: int | None, operations: int, jobs: int, minutes: float | None, *, shrinking: bool, as_json: bool
+    first: int,
+    count: int | None,
+    operations: int,
+    kind: Kind,
+    jobs: int,
+    minutes: float | None,
+    *,
+    shrinking: bool,
+    as_json: bool,
 ) -> int:
     with _progress() as progress:
         task = progress.add_task("seeds", total=count)
@@ -134,16 +148,16 @@ def _many(
             if outcome.failure:
                 progress.console.print(f"seed {outcome.seed}: {outcome.failure[:300]}", markup=False)
 
-        tally = run_seeds(first, count, operations, jobs=jobs, minutes=minutes, each=each)
-    untried = tally.untried() if tally.seeds >= COVERING_SEEDS else []
+        tally = run_seeds(first, count, operations, jobs=jobs, minutes=minutes, each=each, kind=kind)
+    untried = tally.untried() if tally.seeds >= COVERING_SEEDS and kind is Kind.MIXED else []
     if as_json:
         print(json.dumps(_as_json(tally, untried), indent=2))
     else:
         _print_tally(tally)
     for failed in sorted(tally.failures, key=lambda outcome: int(outcome.seed))[:FAILURES_SHOWN_MAX]:
-        _explain(failed, operations, shrinking=shrinking)
-    for point, kind in untried:
-        print(f"never tried: {point} {kind}", file=sys.stderr)
+        _explain(failed, operations, kind, shrinking=shrinking)
+    for fault in untried:
+        print("never tried:", *fault, file=sys.stderr)
     if tally.interrupted:
         return 130
     if not tally.seeds:
@@ -152,11 +166,13 @@ def _many(
     return 1 if tally.failures or untried else 0
 
 
-def _explain(failed: Outcome, operations: int, *, shrinking: bool) -> None:
+def _explain(failed: Outcome, operations: int, kind: Kind, *, shrinking: bool) -> None:
     edits: list[str] = []
     if shrinking:
-        edits, failed = shrink(failed.seed, operations, _in_time)
+        edits, failed = shrink(failed.seed, operations, partial(_in_time, kind=kind), kind=kind)
     options = "".join(f" --edit '{edit}'" for edit in edits)
+    if kind is Kind.FILLING:
+        options = " --full" + options
     print(
         f"seed {failed.seed}: {failed.failure}\n"
         f"  {failed.operations} requests; commit {_commit()}; again:\n"
@@ -165,9 +181,9 @@ def _explain(failed: Outcome, operations: int, *, shrinking: bool) -> None:
     )
 
 
-def _in_time(seed: int | str, operations: int, edits: list[str]) -> Outcome:
+def _in_time(seed: int | str, operations: int, edits: list[str], kind: Kind) -> Outcome:
     with time_limit():
-        return run_edited(seed, operations, edits)
+        return run_edited(seed, operations, edits, kind=kind)
 
 
 def _commit() -> str:
@@ -206,6 +222,7 @@ def _as_json(tally: Tally, untried: list[tuple[str, str]]) -> dict[str, object]:
         "crashes": tally.crashes,
         "power_failures": tally.power_failures,
         "effects": tally.effects,
+        "cycles": tally.cycles,
         "simulated_seconds": round(tally.simulated_ns / 1e9, 1),
         "seconds": round(tally.seconds, 1),
         "faults": {f"{point} {kind}": count for point, kind, count in describe(tally.struck)},
@@ -215,10 +232,12 @@ def _as_json(tally: Tally, untried: list[tuple[str, str]]) -> dict[str, object]:
 
 
 def _print_tally(tally: Tally) -> None:
+    cycles = f"{tally.cycles:,} times full and let go of, " if tally.cycles else ""
     print(
         f"{tally.seeds:,} seeds: {tally.operations:,} requests, {tally.crashes:,} deaths of the server "
         f"({tally.power_failures:,} with the power), {tally.effects:,} effects, "
-        f"{tally.simulated_ns / 3.6e12:.1f} simulated hours in {tally.seconds:.0f} s; {len(tally.failures)} broken"
+        f"{cycles}{tally.simulated_ns / 3.6e12:.1f} simulated hours in {tally.seconds:.0f} s; "
+        f"{len(tally.failures)} broken"
     )
     table = Table("fault point", "kind", "struck")
     for point, kind, count in describe(tally.struck):

@@ -19,7 +19,7 @@ from typing import Any
 from holdfast.sim.exhaustive import Case, run_case
 from holdfast.sim.faults import FAULTS
 from holdfast.sim.run import Outcome
-from holdfast.sim.shrink import run_edited
+from holdfast.sim.shrink import Kind, run_edited
 
 # A hundred times what the longest runs take.
 RUN_S_MAX = 120.0
@@ -39,6 +39,7 @@ class Tally:
     crashes: int = 0
     power_failures: int = 0
     effects: int = 0
+    cycles: int = 0  # of filling a pool and letting go
     simulated_ns: int = 0
     seconds: float = 0.0
     struck: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -52,6 +53,7 @@ class Tally:
         self.crashes += outcome.crashes
         self.power_failures += outcome.power_failures
         self.effects += outcome.effects
+        self.cycles += outcome.cycles
         self.simulated_ns += outcome.simulated_ns
         self.struck += outcome.struck
         if outcome.failure:
@@ -70,6 +72,7 @@ def run_seeds(
     jobs: int,
     minutes: float | None,
     each: Callable[[Outcome], None],
+    kind: Kind = Kind.MIXED,
 ) -> Tally:
     """Run seeds from `first` on in `jobs` processes, `count` of them or until the time is up; `each` hears of every one
     that ended."""
@@ -77,7 +80,7 @@ def run_seeds(
     started = time.monotonic()
     deadline = None if minutes is None else started + 60 * minutes
     try:
-        for outcome in _spread(partial(run_one, operations=operations), first, count, jobs, deadline):
+        for outcome in _spread(partial(run_one, operations=operations, kind=kind), first, count, jobs, deadline):
             tally.add(outcome)
             each(outcome)
     except KeyboardInterrupt:
@@ -96,8 +99,8 @@ def run_cases(cases: list[Case], *, jobs: int, each: Callable[[], None]) -> list
     return broken
 
 
-def run_one(seed: int, operations: int) -> Outcome:
-    return run_edited(seed, operations, [])
+def run_one(seed: int, operations: int, kind: Kind) -> Outcome:
+    return run_edited(seed, operations, [], kind=kind)
 
 
 def _run_case(cases: list[Case], number: int) -> tuple[Case, str]:

@@ -58,6 +58,8 @@ class History:
         self.operator = operator
         self.records: dict[str, Record] = {}  # by the snapshot's name
         self._leaving: dict[str, Record] = {}  # being removed
+        self._origins: dict[str, str] = {}  # clone -> the snapshot that it was made of, as long as it could be promoted
+        self._promoting: dict[str, tuple[str, dict[str, Record]]] = {}  # clone -> from whom, and that one's snapshots
         self.rolling: dict[str, tuple[int, int, Record]] = {}  # volume -> its id and size before, and to what
         self._rng = rng
         self._excuse = excuse
@@ -163,6 +165,54 @@ class History:
                 return  # refused at once
             for lba, (content,) in record.allowed.items():
                 self.model.blocks[clone, lba] = [Version(content, -1, -1)]
+            self._origins[clone] = name
+
+    def promote(self) -> None:
+        """Let a clone take over the snapshot that it was made of, and the older ones."""
+        able = [
+            (clone, origin.partition("@")[0])
+            for clone, origin in self._origins.items()
+            if clone in self.operator.volumes and origin in self.records
+        ]
+        able = [(clone, former) for clone, former in able if self.is_free(clone) and self.is_free(former)]
+        if not able:
+            return
+        clone, former = self._rng.choice(able)
+        theirs = {name: its for name, its in self.records.items() if name.startswith(f"{former}@")}
+        for name in theirs:
+            del self.records[name]  # under which name they are found is not known until the answer
+        self._promoting[clone] = former, theirs
+        excused = self._excuse()
+
+        def answered(outcome: Volume | HoldfastError) -> None:
+            if isinstance(outcome, HoldfastError):
+                self._must_be_excused(outcome, excused)
+            self._settle_promotion(clone, done=not isinstance(outcome, HoldfastError))
+
+        self.world.note("operator", "promote", clone)
+        self.world.wait_for(lambda answer: self.world.engine.snapshots.promote(clone, both(answered, answer)))
+
+    def _settle_promotion(self, clone: str, *, done: bool | None) -> None:
+        """Each of the snapshots has one name, and the one that the clone was made of the right one. `done`: None if
+        that is not known."""
+        by_name = self.world.engine.by_name
+        _, theirs = self._promoting.pop(clone)
+        renamed = {name: f"{clone}@{name.partition('@')[2]}" for name in theirs}
+        moved = {name: new for name, new in renamed.items() if new in by_name}
+        origin = self._origins[clone]
+        assert done is None or (origin in moved) == done, f"{origin} is {'not ' * done}there under its former name"
+        for name, record in theirs.items():
+            assert (name in by_name) != (name in moved), f"snapshot {name} is gone, or there twice"
+            # Of the older ones some may be based on another volume by now, after a rollback; newer ones never move.
+            assert name not in moved or (origin in moved and _number(name) <= _number(origin)), name
+            self.records[moved.get(name, name)] = record
+        if origin in moved:
+            del self._origins[clone]
+        self._origins = {each: moved.get(its, its) for each, its in self._origins.items()}
+
+    def _is_promoted(self, volume: str) -> bool:
+        """True while a promotion concerns the volume."""
+        return any(volume in (clone, former) for clone, (former, _) in self._promoting.items())
 
     def remove(self) -> None:
         """Remove a snapshot that nobody is reading."""
@@ -184,7 +234,7 @@ class History:
         if name is None or not self.records[name].settled:
             return
         volume = name.split("@")[0]
-        if volume not in self.operator.volumes or self.operator.is_busy(volume):
+        if volume not in self.operator.volumes or self.operator.is_busy(volume) or self._is_promoted(volume):
             return
         node = self.world.engine.find(volume)
         self.rolling[volume] = node.volume_id, self.operator.volumes.pop(volume), self.records[name]
@@ -217,6 +267,7 @@ class History:
 
     def _rolled_back(self, volume: str, record: Record) -> None:
         self.operator.forgotten(volume)
+        self._origins.pop(volume, None)
         for lba, (content,) in record.allowed.items():
             self.model.blocks[volume, lba] = [Version(content, -1, -1)]
         self.operator.volumes[volume] = record.size_bytes
@@ -229,13 +280,19 @@ class History:
     def is_free(self, name: str) -> bool:
         """True if the volume may be removed: nobody reads a snapshot of it, or is about to change it."""
         mine = [record for each, record in self.records.items() if each.startswith(f"{name}@")]
-        return name not in self.rolling and not any(record.readers or not record.sure for record in mine)
+        return (
+            name not in self.rolling
+            and not self._is_promoted(name)
+            and not any(record.readers or not record.sure for record in mine)
+        )
 
     # ---- after a death
 
     def find(self) -> None:
         """What had not been answered may be done or not: see which."""
         by_name = self.world.engine.by_name
+        for clone in list(self._promoting):
+            self._settle_promotion(clone, done=None)
         for name in list(self.records):
             record = self.records[name]
             record.readers = 0
@@ -254,3 +311,8 @@ class History:
             else:
                 self._rolled_back(volume, record)
         self.rolling.clear()
+
+
+def _number(snapshot: str) -> int:
+    """How many were taken before it, and it."""
+    return int(snapshot.rpartition("@s")[2])

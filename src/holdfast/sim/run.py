@@ -43,6 +43,7 @@ class Outcome:
     effects: int = 0
     simulated_ns: int = 0
     trace: str = ""
+    cycles: int = 0  # of filling a pool and letting go
     struck: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
@@ -72,18 +73,13 @@ class Run:
 
     def run(self) -> Outcome:
         """Do all of it. Raises AssertionError where a promise is broken."""
-        world, work, swarm = self.world, self.work, self.swarm
+        world, work = self.world, self.work
         try:
             self._make_pool()
-            for _ in range(swarm.volumes):
+            for _ in range(self.swarm.volumes):
                 work.operator.create()
                 world.settle()
-            for _ in range(PHASES_FACTOR_MAX * (swarm.phases + 4 * swarm.storm)):
-                self._phase()
-                if work.operations >= swarm.operations:
-                    break
-            while work.operations < swarm.operations:
-                self._send_in_peace()
+            self._course()
             self._end()
         finally:
             outcome = self.outcome
@@ -93,6 +89,16 @@ class Run:
             outcome.trace = world.trace.value()
             outcome.struck = world.faults.struck
         return self.outcome
+
+    def _course(self) -> None:
+        """What is between the making of the pool and the last look at it."""
+        swarm, work = self.swarm, self.work
+        for _ in range(PHASES_FACTOR_MAX * (swarm.phases + 4 * swarm.storm)):
+            self._phase()
+            if work.operations >= swarm.operations:
+                break
+        while work.operations < swarm.operations:
+            self._send_in_peace()
 
     def _make_pool(self) -> None:
         """A new pool; its making may be cut short."""

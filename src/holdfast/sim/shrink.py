@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from enum import Enum
 
+from holdfast.sim.filling import FillingRun, draw_filling
 from holdfast.sim.run import Outcome, Run
 from holdfast.sim.swarm import Swarm, draw_swarm
 
@@ -17,9 +19,16 @@ _RATES = ("unaligned", "overlap", "crash", "power", "reopen", "faulty")
 TRIES_MAX = 200
 
 
-def edited_swarm(seed: int | str, operations: int, edits: list[str]) -> Swarm:
+class Kind(Enum):
+    """What a seed is a seed of."""
+
+    MIXED = "mixed"  # `run.py`
+    FILLING = "filling"  # `filling.py`
+
+
+def edited_swarm(seed: int | str, operations: int, edits: list[str], *, kind: Kind = Kind.MIXED) -> Swarm:
     """The swarm of a seed with these edits. Raises ValueError for an edit that is none."""
-    swarm = draw_swarm(seed, operations)
+    swarm = draw_filling(seed, operations) if kind is Kind.FILLING else draw_swarm(seed, operations)
     for edit in edits:
         name, equals, value = edit.partition("=")
         if edit.startswith("-") and edit[1:] in swarm.actions and edit != "-write":
@@ -36,9 +45,15 @@ def edited_swarm(seed: int | str, operations: int, edits: list[str]) -> Swarm:
 
 
 def run_edited(
-    seed: int | str, operations: int, edits: list[str], *, write: Callable[[str], None] | None = None
+    seed: int | str,
+    operations: int,
+    edits: list[str],
+    *,
+    kind: Kind = Kind.MIXED,
+    write: Callable[[str], None] | None = None,
 ) -> Outcome:
-    run = Run(seed, operations, swarm=edited_swarm(seed, operations, edits), write=write)
+    make = FillingRun if kind is Kind.FILLING else Run
+    run = make(seed, operations, swarm=edited_swarm(seed, operations, edits, kind=kind), write=write)
     try:
         run.run()
     except AssertionError as error:
@@ -49,10 +64,14 @@ def run_edited(
 
 
 def shrink(
-    seed: int | str, operations: int, run: Callable[[int | str, int, list[str]], Outcome] = run_edited
+    seed: int | str,
+    operations: int,
+    run: Callable[[int | str, int, list[str]], Outcome] = run_edited,
+    *,
+    kind: Kind = Kind.MIXED,
 ) -> tuple[list[str], Outcome]:
     """Edits that make a failing run shorter, and how it then fails. Edits that end the failing are left out. `run`: in
-    place of `run_edited`."""
+    place of `run_edited`, of seeds of this kind."""
     edits: list[str] = []
     best = run(seed, operations, edits)
     assert best.failure, "a run that holds cannot be shrunk"
@@ -60,7 +79,7 @@ def shrink(
     progress = True
     while progress and tries < TRIES_MAX:
         progress = False
-        for edit in _candidates(edited_swarm(seed, operations, edits)):
+        for edit in _candidates(edited_swarm(seed, operations, edits, kind=kind)):
             tries += 1
             outcome = run(seed, operations, [*edits, edit])
             if outcome.failure:

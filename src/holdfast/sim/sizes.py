@@ -61,19 +61,21 @@ class Sizes:
             return
         names = [name for name in self._operator.volumes if name not in self.busy]
         if names:
-            name = self._rng.choice(names)
-            size = self._rng.choice(SIZES)
-            self.busy[name] = (self._operator.volumes[name], size)
-            self.world.note("operator", "resize", (name, size))
-            if size < self._operator.volumes[name]:
-                for client in self.world.clients:
-                    if client.volume == name and not client.gone:
-                        client.hang_up(reset=True)
-                        self._left(client)
-            life = self.world.life
-            self.world.wait_for(lambda answer: self._begin(name, size, life, answer))
+            self.resize(self._rng.choice(names), self._rng.choice(SIZES))
 
     # ---- volumes
+
+    def resize(self, name: str, size: int) -> None:
+        """Begin to give a volume, which is not busy, another size."""
+        self.busy[name] = (self._operator.volumes[name], size)
+        self.world.note("operator", "resize", (name, size))
+        if size < self._operator.volumes[name]:
+            for client in self.world.clients:
+                if client.volume == name and not client.gone:
+                    client.hang_up(reset=True)
+                    self._left(client)
+        life = self.world.life
+        self.world.wait_for(lambda answer: self._begin(name, size, life, answer))
 
     def _begin(self, name: str, size: int, life: int, answer: Callable[[object], None]) -> None:
         """Begin once nothing stands against it."""

@@ -73,11 +73,16 @@ class Workload:
             "create": self._create, "remove": self._remove, "snapshot": self._snapshot, "clone": self._clone,
             "look": lambda _client: self.history.look(), "remove_snapshot": lambda _client: self.history.remove(),
             "roll_back": lambda _client: self.history.roll_back(),
+            "promote": lambda _client: self.history.promote(),  # in runs of `filling.py` alone
         }  # fmt: skip
         self._actions = list(swarm.actions)
         self._weights = list(swarm.actions.values())
         self._endangered: dict[SimClient, None] = {}  # have asked for something while something failed
         self._excused = False  # the answer that is being judged may be an error
+
+    def only(self, actions: Mapping[str, int]) -> None:
+        """From now on clients do these, each with its weight."""
+        self._actions, self._weights = list(actions), list(actions.values())
 
     # ---- clients
 
@@ -239,12 +244,12 @@ class Workload:
         ready = [client for client in self.world.clients if client.ready and not client.gone]
         if ready and "trim" in self.swarm.actions:
             client = self.rng.choice(ready)
-            self._trim(client, 0, min(client.size_bytes, 0xFFFFF000))
+            self.trim(client, 0, min(client.size_bytes, 0xFFFFF000))
 
     def _trim_somewhere(self, client: SimClient) -> None:
-        self._trim(client, *self._range(client, 16 * MIB))
+        self.trim(client, *self._range(client, 16 * MIB))
 
-    def _trim(self, client: SimClient, offset: int, length: int) -> None:
+    def trim(self, client: SimClient, offset: int, length: int) -> None:
         first, last = -(-offset // BLOCK_SIZE_BYTES), (offset + length) // BLOCK_SIZE_BYTES
         inside = self.changes.cleared_by(client.volume, first, last)
         if inside is None:
@@ -397,7 +402,10 @@ class Workload:
             self.operator.create()
 
     def _remove(self, client: SimClient) -> None:
-        name = client.volume
+        self.remove(client.volume)
+
+    def remove(self, name: str) -> None:
+        """Remove a volume, unless it is the last one or somebody needs it."""
         if self.history.is_free(name) and len(self.operator.volumes) > 1 and name in self.operator.volumes:
             self.history.forget_volume(name)
             self.operator.remove(name)

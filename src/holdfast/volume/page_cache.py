@@ -118,9 +118,13 @@ class PageCache:
 
     # ---- giving way
 
+    def _evictable(self) -> npt.NDArray[np.bool_]:
+        evictable: npt.NDArray[np.bool_] = self._used & (self._stamp_column == 0) & (self._children_column == 0)
+        return evictable
+
     def shrink(self, group: Group) -> int:
         """Evict a batch of clean pages, of `group`, or of all groups if it is the root; returns their bytes."""
-        evictable = self._used & (self._stamp_column == 0) & (self._children_column == 0)
+        evictable = self._evictable()
         if group is not self.root:
             evictable &= self._group_column == group.number
         slots = np.flatnonzero(evictable)
@@ -139,6 +143,12 @@ class PageCache:
             if evicted == EVICTION_BATCH:
                 break
         return evicted * BLOCK_SIZE_BYTES
+
+    def may_give_way(self, group: Group) -> bool:
+        """True if a page is clean that could be evicted for `group`'s sake."""
+        evictable = self._evictable()
+        owners = [self._groups[slot] for slot in np.flatnonzero(evictable).tolist()]
+        return any(owner is group or owner.usage[Kind.MAP_PAGES] > owner.minimums[Kind.MAP_PAGES] for owner in owners)
 
     def give_way(self, pressure: Pressure) -> int:
         """Let the host have the memory of some slots while it has too little, and take it again after that; returns

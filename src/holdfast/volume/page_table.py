@@ -9,6 +9,8 @@ page exists if its entry is not 0, or if it is resident.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from holdfast.errors import CorruptionError, DiskError
@@ -45,6 +47,8 @@ class PageTable:
         self.reader = reader
         self.page_room = page_room  # woken when a page may have become evictable
         self.pages_read = 0
+        # Work that makes dirty pages clean, while the pool is opened: then nobody else does. True: some are clean now.
+        self.relieve: Callable[[], Work] | None = None
         self.released = False  # a page may have become evictable since `page_room` was woken
         self._scheduler = scheduler
         self._loading: dict[int, Waitlist] = {}
@@ -88,7 +92,11 @@ class PageTable:
             if parent >= 0:
                 cache.children[parent] -= 1
             if not slots:
-                yield self.page_room
+                relieved = False
+                if self.relieve is not None and not cache.may_give_way(volume.group.memory):
+                    relieved = yield from self.relieve()
+                if not relieved:
+                    yield self.page_room
                 continue
             held = self._scheduler.hold(self.page_room, len(slots))
             try:

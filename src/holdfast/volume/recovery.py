@@ -56,10 +56,11 @@ class Recovery:
         self._commits: list[FoundCommit] = []  # L: to be replayed
         self._torn_summaries: list[SegmentFooter] = []  # L
 
-    def read(self, known_end: int) -> Work:
+    def read(self, known_end: int, *, alone: bool) -> Work:
         """Bring back tables and space, and set the log's head behind its end (a task's work). `known_end`: a log
-        position up to which the log is known to reach. Raises CorruptionError, DiskError, NoSpaceError."""
-        opener = Opener(self._checkpointer.superblock, self._log.space, self._disk, self._findings)
+        position up to which the log is known to reach; `alone`: as of `Opener`. Raises CorruptionError, DiskError,
+        NoSpaceError."""
+        opener = Opener(self._checkpointer.superblock, self._log.space, self._disk, self._findings, alone=alone)
         opened = yield from opener.read(known_end)
         self._groups.bring_back(opened.groups)
         directory = self._groups.directory

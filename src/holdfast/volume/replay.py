@@ -60,6 +60,20 @@ class Replayer:
 
     def replay(self, commits: list[FoundCommit]) -> Work:
         """Apply all entries (a task's work)."""
+        self.table.relieve = self._relieve
+        try:
+            yield from self._replay(commits)
+        finally:
+            self.table.relieve = None
+
+    def _relieve(self) -> Work:
+        """No page can be had: dirty ones, and those above them, take all that this group may have."""
+        if not self.cache.dirty_pages:
+            return False
+        yield from self._write_pages()
+        return True
+
+    def _replay(self, commits: list[FoundCommit]) -> Work:
         batch: list[tuple[Words, Words, npt.NDArray[np.uint32]]] = []
         size = 0
         for commit in commits:

@@ -319,16 +319,18 @@ class Volumes:
                 volume.loss_open = False
             answer(error or volume)
 
-        self.scheduler.spawn(guarded(self._acknowledge(volume)), f"acknowledge {name}", stored)
+        # From here on whatever is found is a loss that whoever acknowledges this one cannot have seen.
+        volume.loss_acknowledged = epoch
+        work = self._acknowledge(volume, list(volume.damaged))
+        self.scheduler.spawn(guarded(work), f"acknowledge {name}", stored)
 
-    def _acknowledge(self, volume: Volume) -> Work:
-        for lba in list(volume.damaged):
+    def _acknowledge(self, volume: Volume, lbas: list[int]) -> Work:
+        for lba in lbas:
             try:
                 yield from self._writer.give_up(volume, lba)
             except (CorruptionError, DiskError) as error:
                 # Its place in the map cannot be reached: should it be read again after a restart, it is news again.
                 log_output.warning("block %d of volume %s is not given up: %s", lba, volume.name, error)
-        volume.loss_acknowledged = volume.loss_epoch
         yield from self.checkpoint()
 
     # ---- removing one

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """`bug`: the mistake. `breaks`: the promise (P1..P8) or the row of ORIGINS.md that is not kept with it."""
+    """`bug`: the mistake. `breaks`: the promise (P1..P8) or the row of ORIGINS.md that is not kept with it. `filling`:
+    runs that fill pools (`holdfast.sim.filling`) are to find it."""
 
     name: str
     bug: str
@@ -15,3 +16,4 @@ class Mutant:
     module: str
     old: str
     new: str
+    filling: bool = False

@@ -317,6 +317,7 @@ def measure_latency(options: argparse.Namespace) -> list[Latency]:
                 raise BenchError("the cleaner was at work before it was to be: choose a larger --capacity")
             pool.overwrite(options.warm, "")
             for pattern, rate in loads:
+                pool.overwrite(0.1, "")  # so that no segment is left that is not held back
                 _, start = pool.written()
                 if pattern == "randread":
                     result = _reads_beside_writes(pool, rate, options)

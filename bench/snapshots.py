@@ -278,7 +278,7 @@ def report(results: Results) -> str:
         ),
         "",
         (
-            f"A volume of 1 TiB; medians of {TAKEN}. Engine: CPU time of its thread. The first of all also writes what the "
+            f"A volume of 1 TiB; medians of {TAKEN}. Engine: CPU time of its thread. The first also writes what the "
             "client had left dirty."
         ),
         "",

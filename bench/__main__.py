@@ -20,14 +20,21 @@ import click
 from bench import machine, micro, plots, profiling, report
 from bench.experiments import Context, connections, map_cost, memory, recovery, volumes
 from bench.servers import Holdfast, Server, missing_tools, peers
-from bench.settings import REPOSITORY, BenchError, Settings, check_space, find_holdfast, hold_scratch, remove_disk
+from bench.settings import (
+    REPOSITORY,
+    SOCKET_PATH_BYTES_MAX,
+    BenchError,
+    Settings,
+    check_space,
+    find_holdfast,
+    hold_scratch,
+    remove_disk,
+)
 from bench.table import Cell, run_table, scratch_bytes
 from bench.workloads import ROWS, Row
 from holdfast.units import MIB, format_size, parse_size
 
 EXPERIMENTS: list[ModuleType] = [micro, recovery, volumes, connections, map_cost, memory]
-# The address of a Unix socket has 108 bytes, the last of them zero.
-SOCKET_PATH_BYTES_MAX = 107
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only

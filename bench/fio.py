@@ -36,6 +36,10 @@ class Job:
     connections: int = 1  # a URI, jobs that share the region
     visit_once: bool = False  # each block at most once (reads that must stay cold)
     seed: int = 1
+    offset_bytes: int = 0  # where the region begins
+    distribution: str = ""  # fio's random_distribution; "" is uniform
+    skip_bytes: int = 0  # of sequential patterns: so much is left out after each block
+    rate_iops: int = 0  # 0: as fast as it goes
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ def job_text(job: Job, uris: Sequence[str]) -> str:
         "ioengine=nbd",
         "thread=1",
         "group_reporting=1",
-        f"rw={job.pattern}",
+        f"rw={job.pattern}" + (f":{job.skip_bytes}" if job.skip_bytes else ""),
         f"bs={job.block_bytes}",
         f"iodepth={job.depth}",
         f"size={job.region_bytes}",
@@ -66,6 +70,12 @@ def job_text(job: Job, uris: Sequence[str]) -> str:
         f"norandommap={0 if job.visit_once else 1}",
         f"numjobs={job.connections}",
     ]
+    if job.offset_bytes:
+        lines.append(f"offset={job.offset_bytes}")
+    if job.distribution:
+        lines.append(f"random_distribution={job.distribution}")
+    if job.rate_iops:
+        lines.append(f"rate_iops={job.rate_iops}")
     if job.runtime_s:
         lines.append(f"runtime={round(job.runtime_s * 1000)}ms")
     if job.runtime_s and not job.bytes_max:

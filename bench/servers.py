@@ -169,6 +169,8 @@ class Holdfast(Server):
     preallocate: bool = True
     # Volumes beside `disk0` and their sizes, or instead of it if it is among them.
     volumes: Mapping[str, int] = field(default_factory=dict)
+    capacity_bytes: int = 0  # 0: room for all that will be written
+    segment_bytes: int = 0  # 0: the default
 
     def make(self, disk: Disk) -> None:
         pass  # the pool is made by the first `serve`
@@ -180,7 +182,8 @@ class Holdfast(Server):
         if not (pool / "superblock").exists():
             for name, size_bytes in (self.volumes or {EXPORT: disk.size_bytes}).items():
                 command += ["--volume", f"{name}={size_bytes}"]
-            command += ["--capacity", str(capacity_bytes(disk))]
+            command += ["--capacity", str(self.capacity_bytes or capacity_bytes(disk))]
+            command += ["--segment-size", str(self.segment_bytes)] if self.segment_bytes else []
             command += ["--preallocate"] if self.preallocate else []
         return command
 

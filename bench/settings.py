@@ -23,6 +23,8 @@ SCRATCH_BYTES_MAX = 40 * GIB
 SCRATCH_MARGIN_BYTES = 4 * GIB
 
 
+# The address of a Unix socket has 108 bytes, the last of them zero.
+SOCKET_PATH_BYTES_MAX = 107
 # In a disk's directory: the paths of the rings that its servers had.
 RINGS_NAME = "rings"
 

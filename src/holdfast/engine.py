@@ -116,6 +116,7 @@ class Engine(EngineParts):
         self._watchdog.tick(now_ns)
         waitlists = self.waitlists
         waitlists.next_tick.wake()
+        waitlists.cleaner_rest.wake()
         waitlists.full_wait.wake()
         # A budget may have refused although nobody holds anything that will be released.
         waitlists.page_room.wake()

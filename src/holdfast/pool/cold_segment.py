@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
+import numpy.typing as npt
+
 from holdfast.errors import DiskError
-from holdfast.pool.block import ENTRY_SIZE_BYTES, KIND_COMMIT, KIND_DATA
+from holdfast.pool.block import ENTRY_DTYPE, ENTRY_SIZE_BYTES, KIND_COMMIT, KIND_DATA, EntryArray, WordArray
 from holdfast.pool.commit import COMMIT_ENTRIES_AT, COMMIT_ENTRIES_MAX, seal_commit_header
 from holdfast.pool.segment import (
     SegmentFooter,
@@ -81,6 +84,7 @@ class ColdSegment:
         self._blocks_max = cold_blocks_max(segment_blocks)
         self._position = ordinal * segment_blocks
         self._buffer = buffer
+        self._entry_rows: EntryArray = np.frombuffer(buffer, ENTRY_DTYPE)  # the same memory, as entries
         self._buffer_blocks = len(buffer) >> BLOCK_SHIFT
         assert self._buffer_blocks >= BUFFER_BLOCKS_MIN
         self._summary = bytearray()
@@ -132,6 +136,37 @@ class ColdSegment:
         self._entries += 1
         self._at += 1
         self.blocks += 1
+        return address
+
+    def room_in_commit(self) -> int:
+        """How many blocks `add_run` takes now; 0: `add` one, which opens a commit."""
+        if self._commit_at < 0:
+            return 0
+        room = min(COMMIT_ENTRIES_MAX - self._entries, self._buffer_blocks - self._at)
+        entries = len(self._summary) // ENTRY_SIZE_BYTES + self._entries + 1
+        used = self._written + self._at + 1  # with the footer
+        while room > 0 and used + room + summary_blocks(entries + room) > self._segment_blocks:
+            room -= 1
+        return room
+
+    def add_run(self, view: memoryview, offsets: list[int], owner: WordArray, check: npt.NDArray[np.uint32]) -> int:
+        """Copy `len(offsets) <= room_in_commit()` data blocks, which lie at these offsets of `view`; returns the block
+        address of the first, which the others follow."""
+        count = len(offsets)
+        assert 0 < count <= self.room_in_commit()
+        first = ((self._commit_at << BLOCK_SHIFT) + COMMIT_ENTRIES_AT) // ENTRY_SIZE_BYTES + self._entries
+        entries = self._entry_rows[first : first + count]
+        entries["owner"] = owner
+        entries["check"] = check
+        entries["meta"] = KIND_DATA
+        buffer, at = self._buffer, self._at << BLOCK_SHIFT
+        for offset in offsets:
+            buffer[at : at + BLOCK_SIZE_BYTES] = view[offset : offset + BLOCK_SIZE_BYTES]
+            at += BLOCK_SIZE_BYTES
+        address = self.segment_id * self._segment_blocks + self._written + self._at
+        self._entries += count
+        self._at += count
+        self.blocks += count
         return address
 
     def _seal_commit(self) -> None:
@@ -199,4 +234,5 @@ class ColdSegment:
             raise DiskError(f"segment {self.segment_id:08x} cannot be written (errno {-io.result})", -io.result)
 
 
+assert COMMIT_ENTRIES_AT % ENTRY_SIZE_BYTES == 0
 assert COMMIT_ENTRIES_AT + COMMIT_ENTRIES_MAX * ENTRY_SIZE_BYTES <= BLOCK_SIZE_BYTES

@@ -212,12 +212,16 @@ class SpaceTable:
         self.host_full = False
         self._came_free(segment)
 
-    def _came_free(self, segment: int) -> None:
+    def _came_free(self, segment: int, *, first: bool = False) -> None:
+        """`first`: it is used before the others. The stored table may not say yet that it is free (it was dead at the
+        newest checkpoint, and both slots lead there now); were those used up of which it does say so, the next opening
+        would find no room for its checkpoint."""
         self.state[segment] = FREE
-        if segment < self.limit_segments:
-            self.free.append(segment)
+        free = self.free if segment < self.limit_segments else self.behind
+        if first:
+            free.appendleft(segment)
         else:
-            self.behind.append(segment)
+            free.append(segment)
 
     def preparation_failed(self, segment: int) -> None:
         self.preparing.discard(segment)
@@ -344,7 +348,7 @@ class SpaceTable:
         Returns how many came free."""
         coming_free = np.flatnonzero(self.state == DYING).tolist()
         for segment in coming_free:
-            self._came_free(segment)
+            self._came_free(segment, first=True)
         self.freed_segments += len(coming_free)
         return len(coming_free)
 

@@ -7,6 +7,7 @@ its commit headers one by one. `choose` is the cleaner's policy.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
@@ -132,6 +133,23 @@ class _Reader:
         return parts, block
 
 
+class Haste(Enum):
+    """How victims are chosen.
+
+    NONE        by cost and benefit, as in LFS (Rosenblum and Ousterhout 1992): (1 - u) * age / (1 + u), for what has
+                been left alone for long will be, and its dead blocks are all that will ever be gained of it
+    WAITED_FOR  first those that give at least half of what the emptiest gives, with the root of the age; the others
+                after them, the emptiest first. Little is lost against always taking the emptiest where all blocks are
+                overwritten alike, for which no choice is better; with 80 % of the writes to 20 % of the blocks a sixth
+                less is written than by that
+    RESERVE     the emptiest first: nobody writes, and each round is to bring its end nearer
+    """
+
+    NONE = 0
+    WAITED_FOR = 1
+    RESERVE = 2
+
+
 def choose(
     live: npt.NDArray[np.int64],
     ordinal: npt.NDArray[np.uint64],
@@ -139,23 +157,25 @@ def choose(
     *,
     worth: int,
     now_ordinal: int,
-    most_dead: bool,
+    haste: Haste,
 ) -> list[int]:
     """Segments in the order in which they are best emptied.
 
     live, ordinal, candidates   columns of the space table; only candidates are chosen
     worth                       blocks that a segment holds at most
-    most_dead                   by what is gained at once, for there is need; else by cost and benefit, as in LFS
-                                (Rosenblum and Ousterhout 1992): (1 - u) * age / (1 + u), for what has been left alone
-                                for long will be, and its dead blocks are all that will ever be gained of it
+    haste                       see there
     """
     segments = np.flatnonzero(candidates)
     used = np.minimum(live[segments] / worth, 1.0)
-    if most_dead:
-        score = -used
+    gain = 1 - used
+    age = np.maximum(now_ordinal - (ordinal[segments] & np.uint64(COLD - 1)).astype(np.int64), 1)
+    if haste is Haste.NONE:
+        score = gain * age / (1 + used)
+    elif haste is Haste.WAITED_FOR:
+        worth_it = gain >= gain.max(initial=0.0) / 2
+        score = np.where(worth_it, 1 + gain * np.sqrt(age) / (1 + used), gain)
     else:
-        age = np.maximum(now_ordinal - (ordinal[segments] & np.uint64(COLD - 1)).astype(np.int64), 1)
-        score = (1 - used) * age / (1 + used)
+        score = gain
     chosen: list[int] = segments[np.argsort(-score, kind="stable")].tolist()
     return chosen
 

@@ -34,6 +34,8 @@ log_output = logging.getLogger("holdfast.engine")
 
 # A checkpoint is due when so much log was written since the last one: recovery reads that much at most.
 CHECKPOINT_LOG_BYTES = 1 * GIB
+# With little space, when so much of the pool would come free.
+WORTH_SHARE = 64
 
 
 class _Joint:
@@ -134,8 +136,11 @@ class Checkpoints:
         return self._space.available_segments <= self._space.reserve_segments + 1
 
     def _would_free(self) -> bool:
-        state = self._space.state
-        return bool(np.any(state == DYING) or np.any((state == SEALED) & (self._space.live == 0)))
+        """True if enough would come free for one to be worth it. For less the cleaner has one written, as soon as
+        somebody waits; in a pool that is written to at random each writes all pages of the map."""
+        space = self._space
+        dead = (space.state == DYING) | ((space.state == SEALED) & (space.live == 0))
+        return int(np.count_nonzero(dead)) >= max(1, space.limit_segments // WORTH_SHARE)
 
     # ---- one of them
 

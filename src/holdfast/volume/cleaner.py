@@ -21,8 +21,8 @@ A crash leaves a cold segment that nothing refers to, which the stored space tab
 victims, which are still there.
 
 It begins when fewer segments are free than `_low_mark` says, and then takes at most `DISK_SHARE` of the time, and only
-victims that are worth it; at full speed, and by what is gained at once, when somebody waits for a segment or some of
-those held back are missing.
+victims that are worth it; at full speed, and with more regard to what is gained at once, when somebody waits for a
+segment or some of those held back are missing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import numpy as np
 from holdfast.errors import DiskError, HoldfastError
 from holdfast.pool.cold_segment import COLD
 from holdfast.pool.space import DYING, SEALED, Privilege
-from holdfast.pool.victim import choose
+from holdfast.pool.victim import Haste, choose
 from holdfast.runtime.ports import Clock, Disk
 from holdfast.volume.checkpoints import Checkpoints
 from holdfast.volume.copier import Copier
@@ -49,6 +49,9 @@ RELAXED_FILL = 0.75  # without need only victims with less in them than this
 ROUNDS_A_CHECKPOINT = 4  # with need; fewer if its segments are used up
 # With need: where a thirty-second of each victim is dead, so many times four rounds gain a segment.
 FRUITLESS_CHECKPOINTS_MAX = 16
+# Begun early, it copies what would have been overwritten soon: with a sixteenth of the pool instead of this, writing at
+# random to a pool that is four fifths full cost half a write more for each.
+LOW_MARK_SHARE = 64
 PAUSE_NS = 1_000_000_000  # after a cold segment that could not be written
 
 
@@ -113,7 +116,7 @@ class Cleaner:
     @property
     def _low_mark(self) -> int:
         space = self.space
-        return space.reserve_segments + max(4, space.capacity_segments // 16)
+        return space.reserve_segments + max(4, space.capacity_segments // LOW_MARK_SHARE)
 
     def _coming_free(self) -> int:
         """Segments that are free, or only wait for a checkpoint."""
@@ -144,6 +147,7 @@ class Cleaner:
         self.wanted = not known
         if known:
             self.space.cleaning_helps = False
+        self._waitlists.cleaner_rest.wake()
 
     def is_due(self) -> bool:
         """True if a task should be started for `run`. To be asked now and then, and whenever `want` was called."""
@@ -292,7 +296,7 @@ class Cleaner:
             candidates,
             worth=self.copier.worth_blocks,
             now_ordinal=log.next_ordinal,
-            most_dead=need,
+            haste=Haste.NONE if not need else Haste.WAITED_FOR if self.wanted else Haste.RESERVE,
         )
 
     def _round(self, *, need: bool) -> Work:

@@ -119,6 +119,7 @@ class Copier:
         alone = len(victims) == 1 and int(space.live[victims].sum()) < self.worth_blocks and not whatever_it_costs
         cold: ColdSegment | None = None
         marked = 0
+        emptied = 0  # victims of which there are copies
         self._moves.clear()
         self.lacks_segment = False
         try:
@@ -142,10 +143,15 @@ class Copier:
                     if cold is None:
                         self.lacks_segment = True
                         continue  # those that hold pages only need none
+                before = self._moves.count
                 yield from self._copy(victim, ordinal, blocks, cold)
+                emptied += self._moves.count > before
                 if not cold.has_room():
                     break
-            if cold is not None and self._moves.count and not self._stopping():
+            # One segment for another gains nothing, and would be done again and again: those that were to help to fill
+            # it hold pages only, or cannot be read.
+            gains = cold is not None and (emptied > 1 or not cold.has_room() or whatever_it_costs)
+            if cold is not None and gains and self._moves.count and not self._stopping():
                 yield from self._working(cold.finish())
                 self.counts.cold_segments += 1
                 space.filled(cold.segment_id, cold.ordinal)
@@ -234,8 +240,22 @@ class Copier:
                 )
                 self.set_aside.put(victim, self._clock.now_ns() + SET_ASIDE_NS)
             else:
-                for index in range(start, stop):
-                    at = numbers[index] - numbers[start] << BLOCK_SHIFT
+                offsets = [number - numbers[start] << BLOCK_SHIFT for number in numbers[start:stop]]
+                index = start
+                while index < stop:
+                    count = min(cold.room_in_commit(), blocks.alike(index, stop))
+                    if count:
+                        count = blocks.whole(index, index + count, view, offsets[index - start :])
+                    if count:
+                        run = slice(index, index + count)
+                        address = cold.add_run(
+                            view, offsets[index - start : run.stop - start], blocks.owner[run], blocks.check[run]
+                        )
+                        self._moves.add_run(blocks, run, address, ordinal)
+                        self.counts.copied_blocks += count
+                        index += count
+                        continue
+                    at = offsets[index - start]
                     block = view[at : at + BLOCK_SIZE_BYTES]
                     owner, entry = int(blocks.owner[index]), int(blocks.entry[index])
                     if not block_matches(block, owner, KIND_DATA, entry):
@@ -243,14 +263,16 @@ class Copier:
                         if not whole:
                             yield from self._note_damage(blocks, index, victim, ordinal)
                             bad = True
+                            index += 1
                             continue
                     if not cold.has_room():
                         break
                     if cold.is_full_of_unwritten:
                         yield from self._working(cold.write())
                     address = cold.add(block, owner, int(blocks.check[index]))
-                    self._moves.add(blocks.holders[int(blocks.holder[index])], owner, entry, address, ordinal)
+                    self._moves.add_run(blocks, slice(index, index + 1), address, ordinal)
                     self.counts.copied_blocks += 1
+                    index += 1
             start = stop
             yield self._waitlists.next_turn
         if bad:
@@ -318,7 +340,7 @@ class Copier:
         self._busy_ns += self._clock.now_ns() - began_ns
         if self._busy_ns > DISK_SHARE * TICK_NS and not self._hurried():
             self._busy_ns = 0
-            yield self._waitlists.next_tick
+            yield self._waitlists.cleaner_rest
         return outcome
 
 

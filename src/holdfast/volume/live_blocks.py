@@ -16,10 +16,23 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+from xxhash import xxh3_64_intdigest
 
 from holdfast.errors import CorruptionError
-from holdfast.pool.block import ADDRESS_MASK, KIND_DATA, KIND_MAP, LBA_MASK, VOLUME_SHIFT, WordArray, page_place
+from holdfast.pool.block import (
+    ADDRESS_BITS,
+    ADDRESS_MASK,
+    CHECK_MASK,
+    KIND_DATA,
+    KIND_MAP,
+    LBA_MASK,
+    SEED_DATA,
+    VOLUME_SHIFT,
+    WordArray,
+    page_place,
+)
 from holdfast.pool.victim import StoredBlocks
+from holdfast.units import BLOCK_SIZE_BYTES
 from holdfast.volume.holders import Holders
 from holdfast.volume.page_cache import PAGE_MASK, PAGE_SHIFT
 from holdfast.volume.volume import Volume
@@ -48,6 +61,58 @@ class LiveBlocks:
     def __len__(self) -> int:
         return len(self.block)
 
+    def alike(self, start: int, stop: int) -> int:
+        """How many blocks from `start` on, up to `stop`, have the same holder."""
+        differ = np.flatnonzero(self.holder[start:stop] != self.holder[start])
+        return int(differ[0]) if len(differ) else stop - start
+
+    def whole(self, start: int, stop: int, view: memoryview, offsets: list[int]) -> int:
+        """How many blocks from `start` on, up to `stop`, check out. They lie at these offsets of `view`."""
+        seeds = ((self.owner[start:stop] & _U64(LBA_MASK)) ^ _U64(SEED_DATA)).tolist()
+        checks = (self.entry[start:stop] >> _U64(ADDRESS_BITS)).tolist()
+        digest = xxh3_64_intdigest
+        for number, (seed, check, at) in enumerate(zip(seeds, checks, offsets, strict=False)):
+            if digest(view[at : at + BLOCK_SIZE_BYTES], seed) & CHECK_MASK != check:
+                return number
+        return stop - start
+
+
+class _Search:
+    """What is known so far of the data blocks of one segment; parallel columns."""
+
+    def __init__(self, owners: WordArray, addresses: WordArray) -> None:
+        self.owners = owners
+        self.addresses = addresses
+        self.entries = np.zeros(len(owners), np.uint64)
+        self.holder = np.full(len(owners), -1, np.int32)
+        self.holders: list[Volume] = []
+        self.found = 0
+
+    def index_of(self, volume: Volume) -> int:
+        for index, its in enumerate(self.holders):
+            if its is volume:
+                return index
+        self.holders.append(volume)
+        return len(self.holders) - 1
+
+    def look(
+        self,
+        blocks: npt.NDArray[np.intp],
+        slots: npt.NDArray[np.intp] | int,
+        holder: npt.NDArray[np.intp] | int,
+        arena: npt.NDArray[np.uint64],
+    ) -> npt.NDArray[np.bool_]:
+        """Which of these blocks the leaves in `slots` refer to; noted as those of `holder`. One of each for all blocks,
+        or one for each."""
+        inside = (self.owners[blocks] & _U64(PAGE_MASK)).astype(np.intp)
+        words = arena[slots, inside]
+        live: npt.NDArray[np.bool_] = (words & _U64(ADDRESS_MASK)) == self.addresses[blocks]
+        chosen = blocks[live]
+        self.entries[chosen] = words[live]
+        self.holder[chosen] = holder[live] if isinstance(holder, np.ndarray) else holder
+        self.found += len(chosen)
+        return live
+
 
 class LiveFinder:
     """Looks, and marks pages dirty. Fields: I fixed when made, L loop thread."""
@@ -73,42 +138,43 @@ class LiveFinder:
         is_data = stored.kind == KIND_DATA
         number = np.flatnonzero(is_data)
         owners = stored.owner[number]
-        entries = np.zeros(len(number), np.uint64)
-        holder = np.full(len(number), -1, np.int32)
-        holders: list[Volume] = []
         order = np.argsort(owners >> _U64(PAGE_SHIFT), kind="stable")
         leaves = owners[order] >> _U64(PAGE_SHIFT)
         edges = [0, *(np.flatnonzero(leaves[1:] != leaves[:-1]) + 1).tolist(), len(order)] if len(order) else []
-        base = _U64(segment << self._shift)
-        found = 0
+        address = _U64(segment << self._shift) + stored.block[number].astype(np.uint64)
+        search = _Search(owners, address)
+        stretches = list(pairwise(edges))
         looks = 0
-        for start, stop in pairwise(edges):
-            if found >= live:
+        for first in range(0, len(stretches), LOOKS_PER_TURN):
+            if search.found >= live:
                 break
-            left = order[start:stop]
-            leaf = int(leaves[start])
-            for volume in self.holders.of(leaf >> VOLUME_SHIFT - PAGE_SHIFT):
-                looks += 1
-                if looks % LOOKS_PER_TURN == 0:
-                    yield self._next_turn
-                row = yield from self._leaf(volume, leaf & LBA_MASK >> PAGE_SHIFT)
-                if row is None:
-                    continue
-                words = row[(owners[left] & _U64(PAGE_MASK)).astype(np.intp)]
-                here = (words & _U64(ADDRESS_MASK)) == base + stored.block[number[left]].astype(np.uint64)
-                if here.any():
-                    entries[left[here]] = words[here]
-                    holder[left[here]] = _index_of(volume, holders)
-                    found += int(np.count_nonzero(here))
-                    left = left[~here]
+            if first:
+                yield self._next_turn
+            batch = [order[start:stop] for start, stop in stretches[first : first + LOOKS_PER_TURN]]
+            for blocks_left in self._look_at_once(batch, search):
+                left = blocks_left
+                leaf = int(owners[left[0]]) >> PAGE_SHIFT
+                for volume in self.holders.of(leaf >> VOLUME_SHIFT - PAGE_SHIFT):
+                    looks += 1
+                    if looks % LOOKS_PER_TURN == 0:
+                        yield self._next_turn
+                    slot = yield from self.leaf_slot(volume, leaf & LBA_MASK >> PAGE_SHIFT)
+                    if slot < 0:
+                        continue
+                    left = left[~search.look(left, slot, search.index_of(volume), self._cache.arena)]
                     if not len(left):
                         break
-        chosen = np.flatnonzero(holder >= 0)
+        chosen = np.flatnonzero(search.holder >= 0)
         number = number[chosen]
         blocks = LiveBlocks(
-            stored.block[number], owners[chosen], stored.check[number], entries[chosen], holder[chosen], holders
+            stored.block[number],
+            owners[chosen],
+            stored.check[number],
+            search.entries[chosen],
+            search.holder[chosen],
+            search.holders,
         )
-        if found < live:
+        if search.found < live:
             yield from self._find_pages(segment, stored, blocks)
         return blocks
 
@@ -122,9 +188,39 @@ class LiveFinder:
         finally:
             self.visiting = None
 
-    def _leaf(self, volume: Volume, leaf: int) -> Work:
-        slot = yield from self.leaf_slot(volume, leaf)
-        return None if slot < 0 else self._cache.arena[slot]
+    def _look_at_once(self, batch: list[npt.NDArray[np.intp]], search: _Search) -> list[npt.NDArray[np.intp]]:
+        """Look at the leaves that are in memory, of the first holder each; returns the blocks, by leaf, of which that
+        does not say everything."""
+        slot_of = self._cache.slot_of
+        left: list[npt.NDArray[np.intp]] = []
+        here: list[npt.NDArray[np.intp]] = []
+        slots: list[int] = []
+        nodes: dict[int, list[Volume]] = {}
+        for stretch in batch:
+            leaf = int(search.owners[stretch[0]]) >> PAGE_SHIFT
+            volume_id = leaf >> VOLUME_SHIFT - PAGE_SHIFT
+            if volume_id not in nodes:
+                nodes[volume_id] = list(self.holders.of(volume_id))
+            asked = nodes[volume_id]
+            slot = slot_of.get(asked[0].key_base | leaf & LBA_MASK >> PAGE_SHIFT) if asked else None
+            if slot is None:
+                left.append(stretch)
+            else:
+                here.append(stretch)
+                slots.append(slot)
+        if here:
+            sizes = [len(stretch) for stretch in here]
+            blocks = np.concatenate(here)
+            volumes = [nodes[int(search.owners[stretch[0]]) >> VOLUME_SHIFT][0] for stretch in here]
+            names = np.repeat([search.index_of(volume) for volume in volumes], sizes)
+            live = search.look(blocks, np.repeat(slots, sizes), names, self._cache.arena)
+            start = 0
+            for stretch, size in zip(here, sizes, strict=True):
+                dead = ~live[start : start + size]
+                start += size
+                if len(nodes[int(search.owners[stretch[0]]) >> VOLUME_SHIFT]) > 1 and dead.any():
+                    left.append(stretch[dead])
+        return left
 
     # ---- pages of maps
 
@@ -173,11 +269,3 @@ class LiveFinder:
             if not obstacle:
                 return True
             yield from self._overcome(obstacle)
-
-
-def _index_of(volume: Volume, holders: list[Volume]) -> int:
-    for index, its in enumerate(holders):
-        if its is volume:
-            return index
-    holders.append(volume)
-    return len(holders) - 1

@@ -34,4 +34,5 @@ class Waitlists:
         self.buffer_room = waitlist("a read buffer", held_as="bytes of read buffers")
         self.next_turn = waitlist("the next turn", "the engine", passing=True)
         self.next_tick = waitlist("another try, with the next tick", CLOCK)
+        self.cleaner_rest = waitlist("the disk's time that is left to others", CLOCK, "who waits for a segment")
         self.full_wait = waitlist("space, as long as --on-full says", CLOCK, "whoever trims", meant=True)

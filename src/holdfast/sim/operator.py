@@ -6,7 +6,7 @@ from collections.abc import Callable
 from errno import ENOSPC
 from random import Random
 
-from holdfast.errors import HoldfastError, ShortageError
+from holdfast.errors import HoldfastError, NoSpaceError, ShortageError
 from holdfast.sim.client import SimClient
 from holdfast.sim.faults import REFUSE
 from holdfast.sim.world import World
@@ -54,9 +54,17 @@ class Operator:
         """Begin to make a volume."""
         self._created += 1
         name, size = f"disk{self._created}", self._rng.choice(self._sizes)
-        settings = self._settings()
-        self._make(name, size, lambda answer: self.world.engine.create_volume(name, size, answer, settings))
+        self._make(name, size, lambda answer: self._begin(name, size, self._settings(), answer))
         return name
+
+    def _begin(self, name: str, size: int, settings: VolumeSettings, answer: Callable[..., None]) -> None:
+        def answered(outcome: Volume | HoldfastError | None) -> None:
+            if settings.provisioned and isinstance(outcome, NoSpaceError):
+                self._begin(name, size, VolumeSettings(), answer)  # a thin one has more of a chance
+            else:
+                answer(outcome)
+
+        self.world.engine.create_volume(name, size, answered, settings)
 
     def _settings(self) -> VolumeSettings:
         thick = bool(self._thick_share) and self._thick.random() < self._thick_share

@@ -165,9 +165,13 @@ class SpaceTable:
             self.on_wanted()
         return self.cleaning_helps
 
-    def take_for_cleaning(self) -> int | None:
-        """A free segment that the cleaner is to fill, or None if it may have none now."""
-        if self.least_privilege() > Privilege.CLEANER or not self.is_prepared_for(Privilege.CLEANER):
+    def take_for_cleaning(self, *, urgent: bool = False) -> int | None:
+        """A free segment that the cleaner is to fill, or None if it may have none now. `urgent`: it gives back several
+        for this one, so it may take what checkpoints have for a second one, but not what they need for the next."""
+        if urgent:
+            if len(self.free) + len(self.behind) <= (self.checkpoint_segments + 1) // 2:
+                return None
+        elif self.least_privilege() > Privilege.CLEANER or not self.is_prepared_for(Privilege.CLEANER):
             return None
         segment = self.take_free()
         if segment is not None:

@@ -107,6 +107,7 @@ class Cleaner:
         self._pause_until_ns = 0  # L
         self._evacuated_from = -1  # L: all victims are segments from here on, whatever they hold; -1: any
         self._nothing_at: tuple[int, ...] = ()  # L: what the pool was like when nothing could be gained
+        self._worn_at = -1  # L: blocks in use when it had cost more than it gained; -1: it has not
         self._missing_at = -1  # L: blocks in use when it could not fill the reserve again; -1: that is worth trying
         # What makes a victim worth the work: with less than that to gain the pool would be copied for nothing.
         self._gain_min = self.copier.worth_blocks // 32 + 1  # I
@@ -143,7 +144,9 @@ class Cleaner:
         """Somebody found no segment, and waits; or is told at once that nothing can be gained, if that was found just
         so while nobody waited."""
         self._missing_at = -1
-        known = not self.running and self._nothing_at == (*self._picture(), True) and not self._set_aside.is_over()
+        known = not self.running and (
+            self._is_worn() or (self._nothing_at == (*self._picture(), True) and not self._set_aside.is_over())
+        )
         self.wanted = not known
         if known:
             self.space.cleaning_helps = False
@@ -155,6 +158,8 @@ class Cleaner:
             return False
         if not self.wanted and self._coming_free() >= self._low_mark:
             return False
+        if self._is_worn():
+            return False
         if self._nothing_at:
             picture = (*self._picture(), self._is_needed())
             if picture == self._nothing_at and not self._set_aside.is_over():
@@ -165,8 +170,20 @@ class Cleaner:
 
     def look_again(self) -> None:
         """To be called at each tick: whether what nothing could be gained from has changed since."""
-        if not self.space.cleaning_helps and (self._picture() != self._nothing_at[:-1] or self._set_aside.is_over()):
+        if self.space.cleaning_helps or self._is_worn():
+            return
+        if self._picture() != self._nothing_at[:-1] or self._set_aside.is_over():
             self.space.cleaning_helps = True
+
+    def _is_worn(self) -> bool:
+        """True if it has cost what checkpoints need without a gain, and that has not come back. To try again at each
+        change would cost the rest; once a segment's worth of blocks is let go of, there is something to gain."""
+        if self._worn_at >= 0:
+            space = self.space
+            gone_blocks = self._worn_at - space.used_blocks
+            if space.available_segments > space.checkpoint_segments or gone_blocks >= self.copier.worth_blocks:
+                self._worn_at = -1
+        return self._worn_at >= 0
 
     # ---- the work
 
@@ -228,6 +245,7 @@ class Cleaner:
             if free < before and free <= space.checkpoint_segments:
                 # Where blocks lie so far apart that moving them changes a page each, the checkpoints cost more than is
                 # gained. What is left is for one that must not fail.
+                self._worn_at = space.used_blocks
                 self._found_nothing(need=True)
                 return
             gained = False

@@ -41,6 +41,7 @@ log_output = logging.getLogger("holdfast.cleaner")
 COPY_BYTES = MIB  # a cold segment is written in pieces of this size
 READ_BYTES = MIB // 2
 COLUMN_BYTES = 160  # a block: entry, owner, check, place, map entry, holder; sorted, and once more as a move
+URGENT_GAIN = 3  # victims that are emptied into one segment: for so many it may have one that checkpoints have
 GAP_BLOCKS = 8  # blocks that nobody wants are read along where that saves a read
 DISK_SHARE = 0.25
 TICK_NS = 250_000_000
@@ -194,17 +195,19 @@ class Copier:
 
     def _begin_cold(self, victims: list[int]) -> ColdSegment | None:
         space, log = self.space, self.log
-        segment = space.take_for_cleaning()
-        if segment is None:
-            return None
-        log.forget_segment(segment)
         newest = 0
         blocks = 0
+        emptied = 0
         for victim in victims:  # as many as will be needed, if nobody else empties them
             newest = max(newest, age_ordinal(int(space.ordinal[victim])))
             blocks += int(space.live[victim])
             if blocks >= self.worth_blocks:
                 break
+            emptied += 1
+        segment = space.take_for_cleaning(urgent=emptied >= URGENT_GAIN)
+        if segment is None:
+            return None
+        log.forget_segment(segment)
         return ColdSegment(
             segment,
             COLD | newest,

@@ -74,6 +74,10 @@ class Exchange:
         kept = self._kept(volume, self._cache.key_of[slot] & LBA_MASK, inside, keeper_slots)
         return own, own + int(np.count_nonzero(stored & kept))
 
+    def is_kept(self, volume: Volume, slot: int, inside: Inside, keeper_slots: list[int]) -> bool:
+        """True if some of these entries have no place yet in what the keepers have: replacing them may change that."""
+        return bool(self._kept(volume, self._cache.key_of[slot] & LBA_MASK, inside, keeper_slots).any())
+
     def _kept(self, volume: Volume, leaf: int, inside: Inside, keeper_slots: list[int]) -> npt.NDArray[np.bool_]:
         """Which of the entries no keeper has one for yet, and one is to have."""
         arena = self._cache.arena

@@ -155,14 +155,9 @@ class Writer:
             obstacle = self.make_writable(slot)
             if obstacle:
                 return obstacle
-        keeper_slots, obstacle = self._writable_keepers(volume, lba >> PAGE_SHIFT)
-        if obstacle:
-            return obstacle
-        log = self.log
-        if not log.room:
-            room = log.make_room()
-            if room:
-                return room
+        keeper_slots = self.exchange.keeper_slots(volume, lba >> PAGE_SHIFT)
+        if keeper_slots is None:
+            return Obstacle.NO_PAGE
         words = self._words
         inside = lba & PAGE_MASK
         old = words[slot << PAGE_SHIFT | inside]
@@ -170,6 +165,15 @@ class Writer:
         for keeper_slot in keeper_slots:
             if words[keeper_slot << PAGE_SHIFT | inside]:
                 keeps = False
+        if keeps and self._stamp[keeper_slots[-1]] != self.cache.generation:
+            obstacle = self.make_writable(keeper_slots[-1])
+            if obstacle:
+                return obstacle
+        log = self.log
+        if not log.room:
+            room = log.make_room()
+            if room:
+                return room
         if keeps or not old:
             if not old and volume.mapped_blocks >= volume.mapped_blocks_max:
                 return Obstacle.OVER_QUOTA
@@ -213,7 +217,8 @@ class Writer:
                     return done, obstacle
             keeper_slots: list[int] = []
             if volume.versioned:
-                keeper_slots, obstacle = self._writable_keepers(volume, here >> PAGE_SHIFT)
+                first = here & PAGE_MASK
+                keeper_slots, obstacle = self._writable_keepers(volume, slot, first, first + total - done)
                 if obstacle:
                     return done, obstacle
             if not log.room:
@@ -254,13 +259,16 @@ class Writer:
         if volume.provisioned:
             self._provisions.hold(volume)
 
-    def _writable_keepers(self, volume: Volume, leaf: int) -> tuple[list[int], int]:
-        """The slots of the keepers' leaves, of which the last can be changed, and 0 or the `Obstacle`."""
-        slots = self.exchange.keeper_slots(volume, leaf)
+    def _writable_keepers(self, volume: Volume, slot: int, first: int, stop: int) -> tuple[list[int], int]:
+        """The slots of the keepers' leaves, of which the last can be changed if replacing entries [first, stop) of the
+        volume's leaf changes it, and 0 or the `Obstacle`."""
+        slots = self.exchange.keeper_slots(volume, self.cache.key_of[slot] & LBA_MASK)
         if slots is None:
             return [], Obstacle.NO_PAGE
         if slots and self._stamp[slots[-1]] != self.cache.generation:
-            return slots, self.make_writable(slots[-1])
+            inside = slice(first, min(stop, PAGE_ENTRIES))
+            if self.exchange.is_kept(volume, slot, inside, slots):
+                return slots, self.make_writable(slots[-1])
         return slots, Obstacle.NONE
 
     def _admitted(self, volume: Volume, slot: int, first: int, count: int, keeper_slots: list[int]) -> tuple[int, int]:
@@ -510,7 +518,8 @@ class Writer:
                 return obstacle
         keeper_slots: list[int] = []
         if volume.versioned:
-            keeper_slots, obstacle = self._writable_keepers(volume, first >> PAGE_SHIFT)
+            at = first & PAGE_MASK
+            keeper_slots, obstacle = self._writable_keepers(volume, slot, at, at + stop - first)
             if obstacle:
                 return obstacle
         if logged:

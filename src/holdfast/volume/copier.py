@@ -125,7 +125,7 @@ class Copier:
         self.lacks_segment = False
         try:
             for victim in victims:
-                if self._stopping():
+                if self._stopping() or not self._can_afford(self._cache.dirty_soft_limit):
                     break
                 ordinal = int(space.ordinal[victim])
                 blocks = yield from self._live_blocks(victim, ordinal)
@@ -152,6 +152,7 @@ class Copier:
             # One segment for another gains nothing, and would be done again and again: those that were to help to fill
             # it hold pages only, or cannot be read.
             gains = cold is not None and (emptied > 1 or not cold.has_room() or whatever_it_costs)
+            gains = gains and self._can_afford(self._moves.pages())
             if cold is not None and gains and self._moves.count and not self._stopping():
                 yield from self._working(cold.finish())
                 self.counts.cold_segments += 1
@@ -163,6 +164,14 @@ class Copier:
         finally:
             if cold is not None:
                 space.give_back_unfilled(cold.segment_id)
+
+    def _can_afford(self, pages: int) -> bool:
+        """True if checkpoints can write so many pages of maps, and those above them more than once, out of what they
+        have for a second one: as many as clients make dirty come on top. Where blocks lie far apart, each moves a
+        leaf."""
+        space = self.space
+        spare_segments = space.available_segments - (space.checkpoint_segments + 1) // 2
+        return 2 * pages <= spare_segments * cold_blocks_max(self.log.segment_blocks)
 
     def note_failure(self, error: HoldfastError) -> None:
         self.counts.failures += 1

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from holdfast.errors import CorruptionError, DiskError
-from holdfast.pool.block import ADDRESS_BITS, ADDRESS_MASK, LBA_MASK
+from holdfast.pool.block import ADDRESS_BITS, ADDRESS_MASK, LBA_MASK, LEVEL_SHIFT
 from holdfast.volume.live_blocks import LiveBlocks, LiveFinder
 from holdfast.volume.page_cache import PAGE_MASK, PAGE_SHIFT
 from holdfast.volume.volume import Volume
@@ -68,6 +68,15 @@ class Moves:
     def clear(self) -> None:
         self.count = 0
         self.holders.clear()
+
+    def pages(self) -> int:
+        """How many pages of maps change with these moves: leaves, and those above them."""
+        holder, index = self._holder[: self.count].astype(np.uint64), self._lba[: self.count]
+        count = 0
+        for _ in range(max((volume.root_level for volume in self.holders), default=-1) + 1):
+            index = index >> _U64(PAGE_SHIFT)
+            count += len(np.unique(holder << _U64(LEVEL_SHIFT) | index))
+        return count
 
     def apply(
         self,

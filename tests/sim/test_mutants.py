@@ -76,3 +76,15 @@ def test_the_catalogue_has_enough_in_it_and_no_name_twice() -> None:
     for reason in SURVIVORS.values():
         _, found, test = reason.partition(": tests/")
         assert not found or (ROOT / "tests" / test).exists(), "the test that finds it instead"
+
+
+def test_the_page_lists_the_catalogue() -> None:
+    page = (ROOT / "docs" / "simulation.md").read_text()
+    for mutant in MUTANTS:
+        if mutant.name not in SURVIVORS:
+            assert f"| {mutant.name} | {mutant.bug} |" in page
+    for name, reason in SURVIVORS.items():
+        assert f"| {name} | {reason} |" in page
+    assert f"{len(FOUND)} of {len(MUTANTS)} are asserted in CI" in page
+    assert f"{SEEDS} seeds of {OPERATIONS} requests; {len(RARE)} more within {SEEDS_RARE:,}" in page
+    assert f"{len(SURVIVORS)} are not found within {SEEDS_RARE:,}" in page

@@ -33,10 +33,11 @@ Inside = slice | npt.NDArray[np.intp]  # entries of a leaf
 class _Building:
     """A leaf that is being put together: `seen` from the node reached, `ground` from the last ground passed."""
 
-    __slots__ = ("ground", "passed", "seen")
+    __slots__ = ("ground", "last", "passed", "seen")
 
     def __init__(self) -> None:
         self.passed: set[Volume] = set()
+        self.last: Volume | None = None  # of them
         self.seen: WordArray = np.zeros(PAGE_ENTRIES, np.uint64)
         self.ground: WordArray = np.zeros(PAGE_ENTRIES, np.uint64)
 
@@ -110,6 +111,8 @@ class Views:
                 # The tree changed meanwhile. A snapshot that was taken may have got what was found behind it.
                 links = _not_passed(node, building)
                 passed = links[-1].basis if links else None
+                if links and links[-1].ground is passed is building.last:
+                    building.ground = building.seen.copy()  # who was to be next has gone
                 continue
             visible = sees_below(link) - first
             if visible < PAGE_ENTRIES:
@@ -120,6 +123,7 @@ class Views:
                 np.copyto(building.seen, np.where(row == _GROUND, building.ground, blocks), where=row != 0)
             passed = links.pop()
             building.passed.add(passed)
+            building.last = passed
             if links and links[-1].ground is passed:
                 # All of it: marks are from when the node saw as much. And now: when the next link is looked at it may
                 # have gone, and the one after it be based on the ground, with more than the ground in `seen`.

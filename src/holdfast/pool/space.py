@@ -169,7 +169,7 @@ class SpaceTable:
         """A free segment that the cleaner is to fill, or None if it may have none now. `urgent`: it gives back several
         for this one, so it may take what checkpoints have for a second one, but not what they need for the next."""
         if urgent:
-            if len(self.free) + len(self.behind) <= (self.checkpoint_segments + 1) // 2:
+            if len(self.free) + len(self.behind) <= self.checkpoint_segments // 2:
                 return None
         elif self.least_privilege() > Privilege.CLEANER or not self.is_prepared_for(Privilege.CLEANER):
             return None

@@ -37,7 +37,7 @@ from holdfast.pool.space import DYING, SEALED, Privilege
 from holdfast.pool.victim import Haste, choose
 from holdfast.runtime.ports import Clock, Disk
 from holdfast.volume.checkpoints import Checkpoints
-from holdfast.volume.copier import Copier
+from holdfast.volume.copier import URGENT_GAIN, Copier
 from holdfast.volume.holders import Holders
 from holdfast.volume.metadata_waits import MetadataWaits
 from holdfast.volume.volume import Volume
@@ -181,9 +181,17 @@ class Cleaner:
         if self._worn_at >= 0:
             space = self.space
             gone_blocks = self._worn_at - space.used_blocks
-            if space.available_segments > space.checkpoint_segments or gone_blocks >= self.copier.worth_blocks:
+            come_back = space.available_segments > space.checkpoint_segments
+            if come_back or gone_blocks >= self.copier.worth_blocks or self._gains_much():
                 self._worn_at = -1
         return self._worn_at >= 0
+
+    def _gains_much(self) -> bool:
+        """True if half a segment holds what is live in several."""
+        space = self.space
+        live = np.sort(space.live[(space.state == SEALED) & (space.live > 0)])
+        fitting = int(np.searchsorted(np.cumsum(live), self.copier.worth_blocks // 2, "right"))
+        return fitting > URGENT_GAIN and space.available_segments > space.checkpoint_segments // 2
 
     # ---- the work
 
@@ -252,7 +260,7 @@ class Cleaner:
             for _ in range(ROUNDS_A_CHECKPOINT if need else 1):
                 more = yield from self._round(need=need)
                 gained |= more
-                if not more:
+                if not more or self._coming_free() <= min(free - 1, space.checkpoint_segments):
                     break
             if self._clock.now_ns() < self._pause_until_ns:
                 return  # the disk does not take what it writes
@@ -314,8 +322,15 @@ class Cleaner:
             candidates,
             worth=self.copier.worth_blocks,
             now_ordinal=log.next_ordinal,
-            haste=Haste.NONE if not need else Haste.WAITED_FOR if self.wanted else Haste.RESERVE,
+            haste=self._haste(need=need),
         )
+
+    def _haste(self, *, need: bool) -> Haste:
+        space = self.space
+        if not need:
+            return Haste.NONE
+        comfortable = space.available_segments >= space.reserve_segments
+        return Haste.WAITED_FOR if self.wanted and comfortable else Haste.RESERVE
 
     def _round(self, *, need: bool) -> Work:
         """Clean as much as one cold segment takes. False: nothing was gained."""

@@ -41,6 +41,7 @@ log_output = logging.getLogger("holdfast.cleaner")
 COPY_BYTES = MIB  # a cold segment is written in pieces of this size
 READ_BYTES = MIB // 2
 COLUMN_BYTES = 160  # a block: entry, owner, check, place, map entry, holder; sorted, and once more as a move
+CHECKPOINT_BLOCKS = 16  # besides pages: tables, and what others made dirty
 URGENT_GAIN = 3  # victims that are emptied into one segment: for so many it may have one that checkpoints have
 GAP_BLOCKS = 8  # blocks that nobody wants are read along where that saves a read
 DISK_SHARE = 0.25
@@ -125,7 +126,7 @@ class Copier:
         self.lacks_segment = False
         try:
             for victim in victims:
-                if self._stopping() or not self._can_afford(self._cache.dirty_soft_limit):
+                if self._stopping() or not self._can_afford(marked):
                     break
                 ordinal = int(space.ordinal[victim])
                 blocks = yield from self._live_blocks(victim, ordinal)
@@ -137,6 +138,8 @@ class Copier:
                     if marked >= self._cache.dirty_soft_limit:
                         break  # more than one checkpoint is to write
                     continue
+                if not self._can_afford(self._moves.pages() + 2 * len(blocks)):
+                    break
                 if alone:
                     break  # a whole segment would be taken for what is in this one
                 if cold is None:
@@ -152,7 +155,6 @@ class Copier:
             # One segment for another gains nothing, and would be done again and again: those that were to help to fill
             # it hold pages only, or cannot be read.
             gains = cold is not None and (emptied > 1 or not cold.has_room() or whatever_it_costs)
-            gains = gains and self._can_afford(self._moves.pages())
             if cold is not None and gains and self._moves.count and not self._stopping():
                 yield from self._working(cold.finish())
                 self.counts.cold_segments += 1
@@ -166,12 +168,12 @@ class Copier:
                 space.give_back_unfilled(cold.segment_id)
 
     def _can_afford(self, pages: int) -> bool:
-        """True if checkpoints can write so many pages of maps, and those above them more than once, out of what they
-        have for a second one: as many as clients make dirty come on top. Where blocks lie far apart, each moves a
-        leaf."""
-        space = self.space
-        spare_segments = space.available_segments - (space.checkpoint_segments + 1) // 2
-        return 2 * pages <= spare_segments * cold_blocks_max(self.log.segment_blocks)
+        """True if checkpoints can write so many pages of maps out of what is free, and have a segment left. Where
+        blocks lie far apart, each changes a leaf, and most of those above; the dirty pages of clients, and the tables
+        of each checkpoint, come on top."""
+        checkpoints = 1 + pages // max(1, self._cache.dirty_soft_limit)
+        blocks = pages + checkpoints * CHECKPOINT_BLOCKS
+        return blocks <= (self.space.available_segments - 1) * self.worth_blocks
 
     def note_failure(self, error: HoldfastError) -> None:
         self.counts.failures += 1

@@ -302,8 +302,9 @@ class Volume:
                 self.recount.got(leaf, inside)
 
     def count_given(self, leaf: int, blocks: int) -> None:
-        """So many blocks that a snapshot before it sees are in the map of that one now."""
-        self.shared_blocks -= blocks
+        """So many blocks that a snapshot before it sees, or one that is going, are in the map of that one now."""
+        if self.looked_through:
+            self.shared_blocks -= blocks
         if self.recount is not None:
             self.recount.gave(leaf, blocks)
 

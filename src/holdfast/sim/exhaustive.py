@@ -44,7 +44,11 @@ def fixed_swarm(*, damage: bool = False) -> Swarm:
     """Little of everything, and the same for all loops: some commands of each kind, at few places, small memory."""
     return Swarm(
         world=WorldConfig(
-            segments=SEGMENTS, preallocate=True, ring_blocks=256, pages=64, disk=DiskCharacter(cached=0.2, workers=2)
+            segments=SEGMENTS,
+            preallocate=not damage,
+            ring_blocks=256,
+            pages=64,
+            disk=DiskCharacter(cached=0.5, workers=2),
         ),
         operations=OPERATIONS,
         actions={"write": 30, "read": 12, "trim": 3, "zero": 4, "flush": 6, "status": 2, "cache": 2, "checkpoint": 1},
@@ -126,6 +130,8 @@ class FixedRun(Run):
             self.world.settle()
 
     def _make_smaller(self) -> None:
+        if self.swarm.damage:
+            return  # the segment files that are read once more are few enough
         self.work.sizes.resize_pool(SEGMENTS_LESS)
         self.world.settle()
 

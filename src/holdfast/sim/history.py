@@ -198,7 +198,8 @@ class History:
         by_name = self.world.engine.by_name
         _, theirs = self._promoting.pop(clone)
         renamed = {name: f"{clone}@{name.partition('@')[2]}" for name in theirs}
-        moved = {name: new for name, new in renamed.items() if new in by_name}
+        # A snapshot that does not move may be called like one that the clone has itself.
+        moved = {name: new for name, new in renamed.items() if new in by_name and new not in self.records}
         origin = self._origins[clone]
         assert done is None or (origin in moved) == done, f"{origin} is {'not ' * done}there under its former name"
         for name, record in theirs.items():

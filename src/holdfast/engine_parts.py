@@ -230,6 +230,7 @@ class EngineParts:
             self.scheduler,
             checkpoint=self.checkpoints.for_command,
             is_checkpoint_running=lambda: self.checkpoints.running,
+            should_wait=self.checkpoints.should_be_spared,
             is_visited=self.cleaner.is_visiting,
             gone=self._gone,
         )

@@ -9,6 +9,7 @@ import pytest
 from holdfast.errors import NoSpaceError
 from holdfast.sim.accounts import check_accounts
 from holdfast.units import BLOCK_SIZE_BYTES
+from holdfast.work.task import Work
 from tests.engine.helpers import block, create, new_world
 from tests.engine.test_snapshots import clone, read, remove, roll_back, snapshot, write
 
@@ -81,4 +82,35 @@ def test_what_a_removed_volume_left_to_a_snapshot_is_found_there() -> None:
     copier = world.engine.cleaner.copier
     assert copier.counts.copied_blocks
     assert not any(live > 60 for live in world.engine.space.live)
+    check_accounts(world)
+
+
+def test_what_a_node_had_is_found_between_its_emptying_and_the_checkpoint_that_forgets_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has no place in the tree any more, so nobody is behind it; the cleaner took segments for of no use then, and
+    never looked at them again (seed 2102 of the simulator)."""
+    world = new_world("emptied")
+    volume = create(world, "disk0", BLOCKS * BLOCK)
+    for lba in range(4):
+        write(world, "disk0", lba, block(lba))
+    snapshot(world, "disk0@a")
+    write(world, "disk0", 0, block(100))
+    snapshot(world, "disk0@b")
+    removal = world.engine.volumes.removal
+    holders = world.engine.cleaner.copier.finder.holders
+    found: list[list[str]] = []
+    checkpoint = removal._checkpoint
+
+    def looked() -> Work:
+        if volume in removal._emptied:
+            assert volume.volume_id in world.engine.volumes.by_id
+            found.append([node.name for node in holders.of(volume.volume_id)])
+        return checkpoint()
+
+    monkeypatch.setattr(removal, "_checkpoint", looked)
+    roll_back(world, "disk0@a")
+    world.settle()
+    assert found and all(names == ["disk0@b", "disk0@a"] for names in found), found
+    assert read(world, "disk0@b", 3) == block(3)
     check_accounts(world)

@@ -18,6 +18,7 @@ from holdfast.sim.accounts import check_accounts
 from holdfast.sim.world import WorldConfig
 from holdfast.units import BLOCK_SIZE_BYTES, MIB
 from holdfast.volume.volume import Volume
+from holdfast.volume.write import Obstacle
 from holdfast.work.task import run_to_end
 from tests.engine.helpers import HoldingWorld, ask, connect, create, fill, leave, new_world
 
@@ -117,3 +118,37 @@ def test_tables_that_fill_whole_segments_are_found_and_check_clean() -> None:
         assert len(world.engine.by_name) == 5998
         world.close()
     assert world.engine.log.segment_blocks * BLOCK_SIZE_BYTES == MIB
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_who_finds_no_room_makes_no_page_dirty(snapshot: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a segment tries again with each checkpoint. Were the leaf dirty again then, the checkpoints of those
+    who wait would use up what is held back for checkpoints (seeds 1408, 2036 and 2124 of the simulator did)."""
+    world = new_world("nothing dirty")
+    volume = create(world, "disk0", MIB)
+    client = connect(world, "disk0")
+    assert ask(world, client, CMD_WRITE, 0, payload=bytes(4 * BLOCK_SIZE_BYTES)).errno == 0
+    engine = world.engine
+    if snapshot:
+        world.wait_for(lambda answer: engine.snapshots.take([("disk0", "a")], answer))
+        assert ask(world, client, CMD_WRITE, 0, payload=bytes(BLOCK_SIZE_BYTES)).errno == 0  # the keeper has a leaf
+    world.run(engine.checkpoint())
+    world.settle()
+    assert not engine.cache.dirty_pages
+    writer = engine.writer
+    data = memoryview(bytes(2 * BLOCK_SIZE_BYTES))
+    writer.log.room = 0
+    with monkeypatch.context() as without_segments:
+        without_segments.setattr(writer.log, "make_room", lambda _privilege=None: Obstacle.NO_SEGMENT)
+        assert writer.write_block(volume, 1, data[:BLOCK_SIZE_BYTES]) == Obstacle.NO_SEGMENT
+        assert writer.write_run(volume, 1, data) == (0, Obstacle.NO_SEGMENT)
+        assert writer.write_run(volume, 1, data, must=True) == (0, Obstacle.NO_SEGMENT)
+        work = writer.punch(volume, 1, 2)
+        assert next(work) is writer.waitlists.segment_room
+        work.close()
+    assert not engine.cache.dirty_pages
+    monkeypatch.setattr(engine.space, "open_blocks", 0)
+    assert writer.write_block(volume, 9, data[:BLOCK_SIZE_BYTES]) == Obstacle.NO_SPACE
+    assert writer.write_run(volume, 9, data) == (0, Obstacle.NO_SPACE)
+    assert not engine.cache.dirty_pages
+    assert writer.write_block(volume, 1, data[:BLOCK_SIZE_BYTES]) == (Obstacle.NO_SPACE if snapshot else 0)

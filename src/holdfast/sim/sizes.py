@@ -57,10 +57,7 @@ class Sizes:
         if self._rng.random() < 0.25:
             if len(self.segments) == 1:
                 before = self.segments[0]
-                wanted = self._rng.choice([before + 8, before + 40, before * 3 // 4, before // 2, 24])
-                # Less than a real pool has at least, in blocks, and the pages of one checkpoint are too much of it.
-                least = min(before, 48) if self.world.config.segment_blocks == 64 else 0
-                self.resize_pool(max(wanted, least))
+                self.resize_pool(self._rng.choice([before + 8, before + 40, before * 3 // 4, before // 2, 24]))
             return
         names = [name for name in self._operator.volumes if name not in self.busy]
         if names:

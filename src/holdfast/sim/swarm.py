@@ -67,7 +67,7 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
     segment_blocks = rng.choice([64, 64, 256])
     swarm = Swarm(
         world=WorldConfig(
-            segments=rng.choice([48, 48, 64, 128] if segment_blocks == 64 else [16, 20, 24, 32, 64]),
+            segments=rng.choice([24, 48, 64, 128] if segment_blocks == 64 else [16, 20, 24, 32, 64]),
             segment_blocks=segment_blocks,
             ring_blocks=rng.choice([256, 300, 391, 512]),
             pages=rng.choice([64, 64, 128]),

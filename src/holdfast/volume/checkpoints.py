@@ -19,7 +19,7 @@ import numpy as np
 from holdfast.errors import ACTIONS, HoldfastError, errno_name, log_fields, resource_of
 from holdfast.memory.reservation import Reservation
 from holdfast.pool.checkpoint import Checkpointer, VolumeTable
-from holdfast.pool.space import DYING, SEALED
+from holdfast.pool.space import DYING, SEALED, Privilege
 from holdfast.pool.superblock import Superblock
 from holdfast.pool.tables import NODE_ROW_SIZE_BYTES, encode_group, root_place
 from holdfast.units import BLOCK_SHIFT, GIB
@@ -187,6 +187,11 @@ class Checkpoints:
 
     def _is_worn(self) -> bool:
         return self._space.available_segments < self._space.checkpoint_segments and self._is_cleaning()
+
+    def should_be_spared(self) -> bool:
+        """True if there is nothing left but what is held back for checkpoints and the cleaner, and that one is at work:
+        who makes pages dirty, and can do so later as well, waits until it has brought some back."""
+        return self._space.least_privilege() > Privilege.FREEING and self._is_cleaning()
 
     def write(self, *, clean: bool, epoch: int | None = None, both_slots: bool = False) -> Work:
         """Write one at once (a task's work); none may be running. `epoch`: the new one of an opening."""

@@ -57,10 +57,12 @@ class Removal:
         *,
         checkpoint: Callable[[], Work],
         is_checkpoint_running: Callable[[], bool],
+        should_wait: Callable[[], bool],
         is_visited: Callable[[Volume], bool],
         gone: Callable[[Iterable[Volume]], None],
     ) -> None:
-        """is_visited: whether the cleaner looks at the map of a node
+        """should_wait: whether it should leave the segments that there are to others for now
+        is_visited: whether the cleaner looks at the map of a node
         gone: told of nodes that nothing is left of"""
         self._by_id = by_id
         self._cache = cache
@@ -72,6 +74,7 @@ class Removal:
         self._scheduler = scheduler
         self._checkpoint = checkpoint
         self._is_checkpoint_running = is_checkpoint_running
+        self._should_wait = should_wait
         self._is_visited = is_visited
         self._gone = gone
         self._running = False
@@ -135,6 +138,8 @@ class Removal:
         leaf, count = 0, 0
         end = 1 << PAGE_SHIFT * node.root_level  # not its size: a clone that was made smaller has marks behind its end
         while leaf < end:
+            while self._should_wait():
+                yield self._waitlists.next_tick
             try:
                 leaf = yield from self._table.next_leaf(node, leaf, end)
                 if leaf < end:

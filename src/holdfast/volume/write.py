@@ -113,30 +113,25 @@ class Writer:
         slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
         if slot is None:
             return Obstacle.NO_PAGE
-        if self._stamp[slot] != self.cache.generation:
-            obstacle = self.make_writable(slot)
+        words, log = self._words, self.log
+        at = slot << PAGE_SHIFT | lba & PAGE_MASK
+        old = words[at]
+        if not old:
+            obstacle = self._refusal(volume, own=True)
             if obstacle:
                 return obstacle
-        log = self.log
         if not log.room:
             room = log.make_room()
             if room:
                 return room
-        words = self._words
-        at = slot << PAGE_SHIFT | lba & PAGE_MASK
-        old = words[at]
+        if self._stamp[slot] != self.cache.generation:
+            obstacle = self._writable_with_room(slot)
+            if obstacle:
+                return obstacle
         if not old:
-            if volume.mapped_blocks >= volume.mapped_blocks_max:
-                return Obstacle.OVER_QUOTA
-            group, space = volume.group, log.space
-            if not volume.provisioned:
-                if group.mapped_blocks >= group.mapped_blocks_max:
-                    return Obstacle.GROUP_OVER_SPACE
-                if space.used_blocks >= space.open_blocks:
-                    return Obstacle.NO_SPACE
-            space.used_blocks += 1
+            log.space.used_blocks += 1
             volume.mapped_blocks += 1
-            group.mapped_blocks += 1
+            volume.group.mapped_blocks += 1
             if volume.provisioned:
                 self._provisions.hold(volume)
         words[at] = log.append(block, volume.key_base | lba, volume.data_seed, KIND_DATA)
@@ -151,39 +146,31 @@ class Writer:
         slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
         if slot is None:
             return Obstacle.NO_PAGE
-        if self._stamp[slot] != self.cache.generation:
-            obstacle = self.make_writable(slot)
-            if obstacle:
-                return obstacle
         keeper_slots = self.exchange.keeper_slots(volume, lba >> PAGE_SHIFT)
         if keeper_slots is None:
             return Obstacle.NO_PAGE
-        words = self._words
+        words, log = self._words, self.log
         inside = lba & PAGE_MASK
         old = words[slot << PAGE_SHIFT | inside]
         keeps = bool(keeper_slots) and lba < volume.keep_below
         for keeper_slot in keeper_slots:
             if words[keeper_slot << PAGE_SHIFT | inside]:
                 keeps = False
-        if keeps and self._stamp[keeper_slots[-1]] != self.cache.generation:
-            obstacle = self.make_writable(keeper_slots[-1])
+        if keeps or not old:
+            obstacle = self._refusal(volume, own=not old)
             if obstacle:
                 return obstacle
-        log = self.log
         if not log.room:
             room = log.make_room()
             if room:
                 return room
+        for changed in (slot, keeper_slots[-1]) if keeps else (slot,):
+            if self._stamp[changed] != self.cache.generation:
+                obstacle = self._writable_with_room(changed)
+                if obstacle:
+                    return obstacle
         if keeps or not old:
-            if not old and volume.mapped_blocks >= volume.mapped_blocks_max:
-                return Obstacle.OVER_QUOTA
-            group, space = volume.group, log.space
-            if not volume.provisioned:
-                if group.mapped_blocks >= group.mapped_blocks_max:
-                    return Obstacle.GROUP_OVER_SPACE
-                if space.used_blocks >= space.open_blocks:
-                    return Obstacle.NO_SPACE
-            space.used_blocks += 1
+            log.space.used_blocks += 1
             if not old:
                 volume.count_mapped(1)
         words[slot << PAGE_SHIFT | inside] = log.append(block, volume.key_base | lba, volume.data_seed, KIND_DATA)
@@ -206,31 +193,30 @@ class Writer:
         total = len(view) >> BLOCK_SHIFT
         done = 0
         log = self.log
+        privilege = Privilege.FREEING if must else Privilege.CLIENT
         while done < total:
             here = lba + done
             slot = self._slot_of.get(volume.key_base | here >> PAGE_SHIFT)
             if slot is None:
                 return done, Obstacle.NO_PAGE
-            if self._stamp[slot] != self.cache.generation:
-                obstacle = self.make_writable(slot)
-                if obstacle:
-                    return done, obstacle
-            keeper_slots: list[int] = []
-            if volume.versioned:
-                first = here & PAGE_MASK
-                keeper_slots, obstacle = self._writable_keepers(volume, slot, first, first + total - done)
-                if obstacle:
-                    return done, obstacle
+            first = here & PAGE_MASK
+            keeper_slots = self.exchange.keeper_slots(volume, here >> PAGE_SHIFT) if volume.versioned else []
+            if keeper_slots is None:
+                return done, Obstacle.NO_PAGE
             if not log.room:
-                room = log.make_room(Privilege.FREEING if must else Privilege.CLIENT)
+                room = log.make_room(privilege)
                 if room:
                     return done, room
-            first = here & PAGE_MASK
             count = min(total - done, PAGE_ENTRIES - first, log.room)
             if not must:
                 count, obstacle = self._admitted(volume, slot, first, count, keeper_slots)
                 if not count:
                     return done, obstacle
+            if keeper_slots or self._stamp[slot] != self.cache.generation:
+                obstacle = self._change_in(volume, slot, slice(first, first + count), keeper_slots, privilege)
+                if obstacle:
+                    return done, obstacle
+                count = min(count, log.room)
             part = view[done << BLOCK_SHIFT : (done + count) << BLOCK_SHIFT]
             entries = log.append_run(part, volume.key_base | here)
             log.space.used_blocks += count
@@ -259,17 +245,42 @@ class Writer:
         if volume.provisioned:
             self._provisions.hold(volume)
 
-    def _writable_keepers(self, volume: Volume, slot: int, first: int, stop: int) -> tuple[list[int], int]:
-        """The slots of the keepers' leaves, of which the last can be changed if replacing entries [first, stop) of the
-        volume's leaf changes it, and 0 or the `Obstacle`."""
-        slots = self.exchange.keeper_slots(volume, self.cache.key_of[slot] & LBA_MASK)
-        if slots is None:
-            return [], Obstacle.NO_PAGE
-        if slots and self._stamp[slots[-1]] != self.cache.generation:
-            inside = slice(first, min(stop, PAGE_ENTRIES))
-            if self.exchange.is_kept(volume, slot, inside, slots):
-                return slots, self.make_writable(slots[-1])
-        return slots, Obstacle.NONE
+    def _change_in(
+        self, volume: Volume, slot: int, inside: slice, keeper_slots: list[int], privilege: Privilege | None
+    ) -> int:
+        """Let these entries of a leaf be changed, and the leaf of the last keeper if that changes it; and see to it
+        that there still is room in the log behind that, unless `privilege` is None. 0, or the `Obstacle`."""
+        changed = [slot]
+        if keeper_slots and self._stamp[keeper_slots[-1]] != self.cache.generation:
+            if self.exchange.is_kept(volume, slot, inside, keeper_slots):
+                changed.append(keeper_slots[-1])
+        obstacle = 0
+        for leaf in changed:
+            if not obstacle and self._stamp[leaf] != self.cache.generation:
+                obstacle = self._writable_with_room(leaf, privilege)
+        if obstacle and privilege is Privilege.FREEING:
+            self.log.room = 0  # the next client finds its own limit again
+        return obstacle
+
+    def _writable_with_room(self, slot: int, privilege: Privilege | None = Privilege.CLIENT) -> int:
+        """`make_writable`, and room in the log for what is to be written, which is asked for first: were a leaf dirty
+        whenever somebody finds no room, and waits, then checkpoints would use up what is held back for them."""
+        obstacle = self.make_writable(slot)
+        if obstacle or privilege is None or self.log.room:
+            return obstacle
+        return self.log.make_room(privilege)  # the leaf as it was took what there was
+
+    def _refusal(self, volume: Volume, *, own: bool) -> int:
+        """Whether the quota (if the volume itself has one block more, `own`), the group's limit of space and the pool
+        let a block in: 0, or the `Obstacle`."""
+        if own and volume.mapped_blocks >= volume.mapped_blocks_max:
+            return Obstacle.OVER_QUOTA
+        if volume.provisioned:
+            return 0
+        if volume.group.mapped_blocks >= volume.group.mapped_blocks_max:
+            return Obstacle.GROUP_OVER_SPACE
+        space = self.log.space
+        return Obstacle.NO_SPACE if space.used_blocks >= space.open_blocks else 0
 
     def _admitted(self, volume: Volume, slot: int, first: int, count: int, keeper_slots: list[int]) -> tuple[int, int]:
         """How many of `count` blocks the quota, the group's limit of space and the pool let in; if none, the
@@ -512,26 +523,26 @@ class Writer:
         slot = self._slot_of.get(volume.key_base | first >> PAGE_SHIFT)
         if slot is None:
             return Obstacle.NO_PAGE
-        if self._stamp[slot] != self.cache.generation:
-            obstacle = self.make_writable(slot)
-            if obstacle:
-                return obstacle
-        keeper_slots: list[int] = []
-        if volume.versioned:
-            at = first & PAGE_MASK
-            keeper_slots, obstacle = self._writable_keepers(volume, slot, at, at + stop - first)
-            if obstacle:
-                return obstacle
+        keeper_slots = self.exchange.keeper_slots(volume, first >> PAGE_SHIFT) if volume.versioned else []
+        if keeper_slots is None:
+            return Obstacle.NO_PAGE
+        log = self.log
         if logged:
-            log = self.log
             log.bill(volume.group.memory)
             if not log.room:
                 room = log.make_room(Privilege.FREEING)
                 if room:
                     return room
+        at = first & PAGE_MASK
+        if keeper_slots or self._stamp[slot] != self.cache.generation:
+            inside = slice(at, at + stop - first)
+            obstacle = self._change_in(volume, slot, inside, keeper_slots, Privilege.FREEING if logged else None)
+            if obstacle:
+                return obstacle
+        if logged:
             log.append_hole(volume.key_base | first & LBA_MASK, stop - first)
             log.room = 0
-        self._replace(volume, slot, first & PAGE_MASK, np.zeros(stop - first, np.uint64), keeper_slots)
+        self._replace(volume, slot, at, np.zeros(stop - first, np.uint64), keeper_slots)
         return Obstacle.NONE
 
 

@@ -90,19 +90,15 @@ CHECKPOINT_AND_SPACE = [
         "P3, P7",
         "holdfast.volume.write",
         "        if self._stamp[slot] != self.cache.generation:\n"
-        "            obstacle = self.make_writable(slot)\n"
+        "            obstacle = self._writable_with_room(slot)\n"
         "            if obstacle:\n"
         "                return obstacle\n"
-        "        log = self.log\n"
-        "        if not log.room:\n"
-        "            room = log.make_room()\n",
+        "        if not old:\n",
         "        if not self._stamp[slot]:\n"
-        "            obstacle = self.make_writable(slot)\n"
+        "            obstacle = self._writable_with_room(slot)\n"
         "            if obstacle:\n"
         "                return obstacle\n"
-        "        log = self.log\n"
-        "        if not log.room:\n"
-        "            room = log.make_room()\n",
+        "        if not old:\n",
     ),
     Mutant(
         "frozen-page-evicted",

@@ -122,8 +122,8 @@ def test_tables_that_fill_whole_segments_are_found_and_check_clean() -> None:
 
 @pytest.mark.parametrize("snapshot", [False, True])
 def test_who_finds_no_room_makes_no_page_dirty(snapshot: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits for a segment tries again with each checkpoint. Were the leaf dirty again then, the checkpoints of those
-    who wait would use up what is held back for checkpoints (seeds 1408, 2036 and 2124 of the simulator did)."""
+    """Who waits for a segment tries again with each checkpoint. Were the leaf dirty again then, the checkpoints of
+    those who wait would use up what is held back for checkpoints (seeds 1408, 2036 and 2124 of the simulator did)."""
     world = new_world("nothing dirty")
     volume = create(world, "disk0", MIB)
     client = connect(world, "disk0")

@@ -251,9 +251,12 @@ class Writer:
         """Let these entries of a leaf be changed, and the leaf of the last keeper if that changes it; and see to it
         that there still is room in the log behind that, unless `privilege` is None. 0, or the `Obstacle`."""
         changed = [slot]
-        if keeper_slots and self._stamp[keeper_slots[-1]] != self.cache.generation:
-            if self.exchange.is_kept(volume, slot, inside, keeper_slots):
-                changed.append(keeper_slots[-1])
+        if (
+            keeper_slots
+            and self._stamp[keeper_slots[-1]] != self.cache.generation
+            and self.exchange.is_kept(volume, slot, inside, keeper_slots)
+        ):
+            changed.append(keeper_slots[-1])
         obstacle = 0
         for leaf in changed:
             if not obstacle and self._stamp[leaf] != self.cache.generation:

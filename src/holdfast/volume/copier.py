@@ -2,7 +2,8 @@
 
 What the cleaner has decided (`volume/cleaner.py`) is carried out here, in this order:
 
- 1. what is live in a victim is found; pages of maps in it are marked dirty (`volume/live_blocks.py`)
+ 1. what is live in victims is found (`volume/live_blocks.py`), and which are worth it (`volume/cleaning_plan.py`);
+    pages of maps in those are marked dirty
  2. live data blocks are read, held against their checks, and written into a cold segment (`pool/cold_segment.py`)
  3. the cold segment is made durable, as a whole
  4. the maps are pointed at the copies (`volume/moves.py`)
@@ -25,6 +26,7 @@ from holdfast.pool.space import SEALED
 from holdfast.pool.victim import stored_blocks
 from holdfast.runtime.ports import READ, Clock, Disk, Io
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
+from holdfast.volume.cleaning_plan import Plan, Planned, Planner
 from holdfast.volume.holders import Holders
 from holdfast.volume.live_blocks import LiveBlocks, LiveFinder
 from holdfast.volume.metadata_waits import MetadataWaits
@@ -40,8 +42,7 @@ log_output = logging.getLogger("holdfast.cleaner")
 
 COPY_BYTES = MIB  # a cold segment is written in pieces of this size
 READ_BYTES = MIB // 2
-COLUMN_BYTES = 160  # a block: entry, owner, check, place, map entry, holder; sorted, and once more as a move
-CHECKPOINT_BLOCKS = 16  # besides pages: tables, and what others made dirty
+COLUMN_BYTES = 240  # a block: entry, owner, check, place, map entry, holder; sorted, in a plan, and as a move
 URGENT_GAIN = 3  # victims that are emptied into one segment: for so many it may have one that checkpoints have
 GAP_BLOCKS = 8  # blocks that nobody wants are read along where that saves a read
 DISK_SHARE = 0.25
@@ -111,76 +112,71 @@ class Copier:
         self._stopping = stopping  # I
         self._hurried = hurried  # I
         self._moves = Moves(self.log.segment_blocks)  # I
+        self.planner = Planner(  # I
+            self.space,
+            self._cache,
+            self.finder,
+            self.set_aside,
+            worth_blocks=self.worth_blocks,
+            look=self._live_blocks,
+            stopping=stopping,
+        )
         self._busy_ns = 0  # L: since it last left the disk to others
 
     def fill_one(self, victims: list[int], *, whatever_it_costs: bool = False) -> Work:
-        """Fill a cold segment out of these, in this order, as far as they are needed (a task's work); or do without,
-        where they hold pages only. False: nothing was gained. Raises DiskError if the cold segment cannot be
+        """Fill a cold segment out of these, in this order, as far as they are needed, and have pages in them written
+        somewhere else (a task's work). False: nothing was gained. Raises DiskError if the cold segment cannot be
         written. `whatever_it_costs`: also where that gains no space."""
-        space = self.space
-        alone = len(victims) == 1 and int(space.live[victims].sum()) < self.worth_blocks and not whatever_it_costs
-        cold: ColdSegment | None = None
-        marked = 0
-        emptied = 0  # victims of which there are copies
         self._moves.clear()
         self.lacks_segment = False
-        try:
-            for victim in victims:
-                if self._stopping() or not self._can_afford(marked):
-                    break
-                ordinal = int(space.ordinal[victim])
-                blocks = yield from self._live_blocks(victim, ordinal)
-                if blocks is None:
-                    continue
-                marked += blocks.marked
-                if not len(blocks):
-                    self.set_aside.put(victim, UNTIL_CHECKPOINT if blocks.pages else FOR_GOOD)
-                    if marked >= self._cache.dirty_soft_limit:
-                        break  # more than one checkpoint is to write
-                    continue
-                if not self._can_afford(self._moves.pages() + 2 * len(blocks)):
-                    break
-                if alone:
-                    break  # a whole segment would be taken for what is in this one
-                if cold is None:
-                    cold = self._begin_cold(victims)
-                    if cold is None:
-                        self.lacks_segment = True
-                        continue  # those that hold pages only need none
-                before = self._moves.count
-                yield from self._copy(victim, ordinal, blocks, cold)
-                emptied += self._moves.count > before
-                if not cold.has_room():
-                    break
-            # One segment for another gains nothing, and would be done again and again: those that were to help to fill
-            # it hold pages only, or cannot be read.
-            gains = cold is not None and (emptied > 1 or not cold.has_room() or whatever_it_costs)
-            if cold is not None and gains and self._moves.count and not self._stopping():
-                yield from self._working(cold.finish())
-                self.counts.cold_segments += 1
-                space.filled(cold.segment_id, cold.ordinal)
-                segment, cold = cold.segment_id, None
-                yield from self._move(segment)
-                return True
+        plan: Plan = yield from self.planner.plan(victims, whatever_it_costs=whatever_it_costs)
+        marked = 0
+        for planned in plan.rewritten:
+            marked += yield from self._rewrite(planned)
+            self.set_aside.put(planned.victim, UNTIL_CHECKPOINT)
+        if not plan.copied or self._stopping():
             return marked > 0
+        cold = self._begin_cold(plan)
+        if cold is None:
+            self.lacks_segment = True
+            return marked > 0
+        taken: ColdSegment | None = cold
+        try:
+            for planned in plan.copied:
+                if not self.planner.can_afford(marked + self._moves.pages()):
+                    break
+                yield from self._copy(planned, cold)
+                marked += yield from self._rewrite(planned)
+                if not cold.has_room() or self._stopping():
+                    break
+            if not self._moves.count or self._stopping():
+                return marked > 0
+            yield from self._working(cold.finish())
+            self.counts.cold_segments += 1
+            self.space.filled(cold.segment_id, cold.ordinal)
+            taken = None
+            yield from self._move(cold.segment_id)
+            return True
         finally:
-            if cold is not None:
-                space.give_back_unfilled(cold.segment_id)
+            if taken is not None:
+                self.space.give_back_unfilled(taken.segment_id)
 
-    def _can_afford(self, pages: int) -> bool:
-        """True if checkpoints can write so many pages of maps out of what is free, and have a segment left. Where
-        blocks lie far apart, each changes a leaf, and most of those above; the dirty pages of clients, and the tables
-        of each checkpoint, come on top."""
-        checkpoints = 1 + pages // max(1, self._cache.dirty_soft_limit)
-        blocks = pages + checkpoints * CHECKPOINT_BLOCKS
-        return blocks <= (self.space.available_segments - 1) * self.worth_blocks
+    def _rewrite(self, planned: Planned) -> Work:
+        """Have the pages of a victim written somewhere else (a task's work); returns how many leaves were marked."""
+        try:
+            marked: int = yield from self.finder.rewrite(planned.victim, planned.ordinal, planned.blocks)
+        except (CorruptionError, DiskError) as error:
+            self._cannot_be_read(planned.victim, error)
+            return 0
+        self.counts.pages_marked += marked
+        return marked
 
     def note_failure(self, error: HoldfastError) -> None:
         self.counts.failures += 1
         log_output.warning("the cleaner: %s", error, extra=log_fields(error.resource, errno=error.errno))
 
     def _live_blocks(self, victim: int, ordinal: int) -> Work:
-        """What is live in a victim, pages marked dirty; or None, and it is set aside."""
+        """What is live in a victim; or None, and it is set aside."""
         space, log = self.space, self.log
         try:
             stored = yield from self._working(
@@ -197,25 +193,20 @@ class Copier:
             )
             blocks: LiveBlocks = yield from self.finder.find(victim, stored, int(space.live[victim]))
         except (CorruptionError, DiskError) as error:
-            self.note_failure(error)
-            damaged = isinstance(error, CorruptionError)
-            self.set_aside.put(victim, FOR_GOOD if damaged else self._clock.now_ns() + SET_ASIDE_NS)
+            self._cannot_be_read(victim, error)
             return None
-        self.counts.pages_marked += blocks.marked
         return blocks
 
-    def _begin_cold(self, victims: list[int]) -> ColdSegment | None:
-        space, log = self.space, self.log
-        newest = 0
-        blocks = 0
-        emptied = 0
-        for victim in victims:  # as many as will be needed, if nobody else empties them
-            newest = max(newest, age_ordinal(int(space.ordinal[victim])))
-            blocks += int(space.live[victim])
-            if blocks >= self.worth_blocks:
-                break
-            emptied += 1
-        segment = space.take_for_cleaning(urgent=emptied >= URGENT_GAIN)
+    def _cannot_be_read(self, victim: int, error: CorruptionError | DiskError) -> None:
+        self.note_failure(error)
+        damaged = isinstance(error, CorruptionError)
+        self.set_aside.put(victim, FOR_GOOD if damaged else self._clock.now_ns() + SET_ASIDE_NS)
+
+    def _begin_cold(self, plan: Plan) -> ColdSegment | None:
+        log = self.log
+        newest = max(age_ordinal(planned.ordinal) for planned in plan.copied)
+        emptied = len(plan.copied) - (sum(len(planned.blocks) for planned in plan.copied) > self.worth_blocks)
+        segment = self.space.take_for_cleaning(urgent=emptied >= URGENT_GAIN)
         if segment is None:
             return None
         log.forget_segment(segment)
@@ -228,8 +219,9 @@ class Copier:
             buffer=self._copy_buffer,
         )
 
-    def _copy(self, victim: int, ordinal: int, blocks: LiveBlocks, cold: ColdSegment) -> Work:
+    def _copy(self, planned: Planned, cold: ColdSegment) -> Work:
         """Copy the live blocks of a victim, as many as find room. What cannot be read, or is damaged, stays there."""
+        victim, ordinal, blocks = planned.victim, planned.ordinal, planned.blocks
         numbers = blocks.block.tolist()
         read_blocks = len(self._read_buffer) >> BLOCK_SHIFT
         start = 0

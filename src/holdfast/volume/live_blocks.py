@@ -5,7 +5,8 @@ its holders (`Holders`) still has its address. Looked up leaf by leaf, one look 
 in the segment.
 
 Pages of maps are live if the entry above, or the volume's root, has their address. They are not copied: a leaf below is
-marked dirty instead, so that the next checkpoint writes the page, and those above it, somewhere else.
+marked dirty instead (`LiveFinder.rewrite`), so that the next checkpoint writes the page, and those above it, somewhere
+else.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from holdfast.pool.block import (
     KIND_DATA,
     KIND_MAP,
     LBA_MASK,
+    LEVEL_SHIFT,
     SEED_DATA,
     VOLUME_SHIFT,
     WordArray,
@@ -55,8 +57,9 @@ class LiveBlocks:
     entry: WordArray
     holder: npt.NDArray[np.int32]
     holders: list[Volume] = field(default_factory=list)
-    pages: int = 0  # live pages of maps, which the next checkpoint writes somewhere else
-    marked: int = 0  # leaves that were made dirty for that
+    # Live pages of maps: their places and owners.
+    page: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
+    page_owner: WordArray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     def __len__(self) -> int:
         return len(self.block)
@@ -126,6 +129,7 @@ class LiveFinder:
         self._cache = writer.cache  # I
         self._table = writer.table  # I
         self._writer = writer  # I
+        self._space = writer.log.space  # I
         self._shift = writer.log.shift  # I
         self._overcome = overcome  # I
         self._next_turn = next_turn  # I
@@ -225,27 +229,67 @@ class LiveFinder:
     # ---- pages of maps
 
     def _find_pages(self, segment: int, stored: StoredBlocks, blocks: LiveBlocks) -> Work:
-        """Mark what rewrites the live pages of a segment, and count them."""
+        """Find the live pages of a segment."""
+        live = []
         for number in np.flatnonzero(stored.kind == KIND_MAP).tolist():
             owner, address = int(stored.owner[number]), segment << self._shift | int(stored.block[number])
-            volume = self.holders.owner(owner >> VOLUME_SHIFT)
-            if volume is None:
-                continue
-            self.visiting = volume
-            try:
-                if (yield from self._is_page_live(volume, owner, address)):
-                    blocks.pages += 1
-                    blocks.marked += yield from self._rewrite(volume, owner)
-            finally:
-                self.visiting = None
+            if (yield from self._is_page_live(owner, address)):
+                live.append(number)
+        blocks.page = stored.block[live].astype(np.uint32)
+        blocks.page_owner = stored.owner[live].astype(np.uint64)
 
-    def _is_page_live(self, volume: Volume, owner: int, address: int) -> Work:
+    def written_pages(self, blocks: LiveBlocks) -> int:
+        """How many pages checkpoints write at most if the live pages are written somewhere else: leaves, so many at a
+        time as are dirty when one is due, and all above them."""
+        owner = blocks.page_owner
+        level = owner >> _U64(LEVEL_SHIFT) & _U64(15)
+        leaf = (owner & _U64(LBA_MASK)) << level * _U64(PAGE_SHIFT)
+        volume_id = owner >> _U64(VOLUME_SHIFT)
+        heights = {int(number): self._height(int(number)) for number in np.unique(volume_id)}
+        height = np.array([heights[number] for number in volume_id.tolist()], np.int64)
+        batch = max(1, self._cache.dirty_soft_limit)
+        count = 0
+        for start in range(0, len(owner), batch):
+            part = slice(start, start + batch)
+            for above in range(int(height[part].max())):
+                below_root = height[part] > above
+                pages = volume_id[part] << _U64(VOLUME_SHIFT) | leaf[part] >> _U64(above * PAGE_SHIFT)
+                count += len(np.unique(pages[below_root]))
+        return count
+
+    def _height(self, volume_id: int) -> int:
+        volume = self.holders.owner(volume_id)
+        return 0 if volume is None else volume.root_level + 1
+
+    def rewrite(self, segment: int, ordinal: int, blocks: LiveBlocks) -> Work:
+        """Mark dirty what makes a checkpoint write the live pages of a segment somewhere else (a task's work); returns
+        how many leaves were not dirty before."""
+        marked = 0
+        for block, owner in zip(blocks.page.tolist(), blocks.page_owner.tolist(), strict=True):
+            if int(self._space.ordinal[segment]) != ordinal:
+                break
+            address = segment << self._shift | block
+            volume = self.holders.owner(owner >> VOLUME_SHIFT)
+            if volume is not None and (yield from self._is_page_live(owner, address)):
+                self.visiting = volume
+                try:
+                    marked += yield from self._rewrite(volume, owner)
+                finally:
+                    self.visiting = None
+        return marked
+
+    def _is_page_live(self, owner: int, address: int) -> Work:
         level, index = page_place(owner)
-        if level > volume.root_level:
+        volume = self.holders.owner(owner >> VOLUME_SHIFT)
+        if volume is None or level > volume.root_level:
             return False
         if level == volume.root_level:
             return index == 0 and volume.root & ADDRESS_MASK == address
-        above = yield from self._table.page(volume, level + 1, index >> PAGE_SHIFT, create=False, must=True)
+        self.visiting = volume
+        try:
+            above = yield from self._table.page(volume, level + 1, index >> PAGE_SHIFT, create=False, must=True)
+        finally:
+            self.visiting = None
         if above < 0:
             return False
         return self._cache.words[above << PAGE_SHIFT | index & PAGE_MASK] & ADDRESS_MASK == address

@@ -26,7 +26,7 @@ from enum import IntEnum
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from holdfast.memory.group import Group, Kind
+from holdfast.memory.group import UNLIMITED_BYTES, Group, Kind
 from holdfast.pool.block import (
     ADDRESS_BITS,
     CHECK_MASK,
@@ -57,6 +57,8 @@ from holdfast.pool.space import Privilege, SpaceTable
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES
 from holdfast.writeback.dirty import DirtyStretches
 from holdfast.writeback.ring import Ring
+
+FIRST_BLOCKS = 16  # of a group that is at its limit of all kinds with nothing in the ring
 
 _ENTRY = struct.Struct("<QII")
 _NUMBERS = np.arange(COMMIT_ENTRIES_MAX, dtype=np.uint64)
@@ -214,8 +216,10 @@ class Log:
             group_left = self.payer.room_bytes(Kind.RING) >> BLOCK_SHIFT
             if group_left <= 0 or self.payer.refuses:
                 refused = self._admit()
-                if refused is not Room.YES:
+                first = self._first_blocks() if refused is Room.GROUP_FULL else 0
+                if refused is not Room.YES and not first:
                     return refused
+                group_left = max(group_left, first)
         began = self.position
         while True:
             if privilege < self.privilege:
@@ -271,6 +275,15 @@ class Log:
             self.payer.release(Kind.RING, BLOCK_SIZE_BYTES)  # what is appended is charged when it is settled
             return Room.YES
         return Room.RING_FULL if refuser is self.payer.root else Room.GROUP_FULL
+
+    def _first_blocks(self) -> int:
+        """What a group that has nothing in the ring gets although it is at its limit of all kinds, if the server has
+        it: what it has used its memory for, copies of what is to be written above all, may wait for just these."""
+        payer = self.payer
+        if payer.usage[Kind.RING] or payer.limit_bytes >= UNLIMITED_BYTES:
+            return 0
+        left_bytes = min(payer.limits[Kind.RING], payer.root.room_bytes(Kind.RING))
+        return min(FIRST_BLOCKS, left_bytes >> BLOCK_SHIFT)
 
     def offset_now(self) -> int:
         """Next free block of the open segment."""

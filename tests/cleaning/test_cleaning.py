@@ -269,6 +269,19 @@ def test_where_nothing_can_be_gained_who_overwrites_is_told_so() -> None:
     check_accounts(world)
 
 
+def test_what_is_not_found_in_need_is_not_looked_for_without_it() -> None:
+    """Who was told that there is nothing came back, and found the cleaner at work again, for ever (seed 1917)."""
+    pool = FullPool()
+    cleaner = pool.world.engine.cleaner
+    assert cleaner._coming_free() < cleaner._low_mark
+    cleaner.want()
+    assert cleaner.is_due()
+    cleaner._found_nothing(need=True)
+    assert not cleaner._is_needed()
+    assert not cleaner.is_due()
+    assert not cleaner.space.cleaning_helps
+
+
 def test_cold_segments_check_clean() -> None:
     pool = FullPool()
     pool.overwrite(2 * len(pool.holds))

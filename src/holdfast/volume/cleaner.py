@@ -161,8 +161,9 @@ class Cleaner:
         if self._is_worn():
             return False
         if self._nothing_at:
-            picture = (*self._picture(), self._is_needed())
-            if picture == self._nothing_at and not self._set_aside.is_over():
+            # What is not there in need is not there without.
+            known = self._nothing_at in ((*self._picture(), True), (*self._picture(), self._is_needed()))
+            if known and not self._set_aside.is_over():
                 return False
             self._nothing_at = ()
             self.space.cleaning_helps = True

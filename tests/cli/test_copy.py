@@ -379,7 +379,19 @@ def test_ctrl_c_ends_a_copy_that_waits_for_a_silent_server(tmp_path: Path) -> No
         thread = threading.Thread(target=shake_hands_then_hang, args=(listener, asked, end))
         thread.start()
         uri = f"nbd+unix:///?socket={tmp_path}/s"
-        words = [sys.executable, "-m", "holdfast.cli.main", "copy", "--connections", "1", uri, str(tmp_path / "out")]
+        # A shell without job control lets what it starts in the background ignore SIGINT.
+        heed = ["env", "--default-signal=INT"]
+        words = [
+            *heed,
+            sys.executable,
+            "-m",
+            "holdfast.cli.main",
+            "copy",
+            "--connections",
+            "1",
+            uri,
+            str(tmp_path / "out"),
+        ]
         process = subprocess.Popen(words, stderr=subprocess.PIPE, env={**os.environ, "LC_ALL": "C"})
         assert asked.wait(60)
         process.send_signal(signal.SIGINT)

@@ -10,12 +10,12 @@ CLEANING = [
         "a segment that the cleaner has emptied is used again before a checkpoint tells where its blocks are now",
         "P1, P3",
         "holdfast.volume.copier",
-        "                yield from self._move(segment)\n",
-        "                yield from self._move(segment)\n"
-        "                for victim in victims:\n"
-        "                    if space.state[victim] == SEALED and not space.live_words[victim]:\n"
-        "                        space.state[victim] = 1\n"
-        "                        space.free.appendleft(victim)\n",
+        "            yield from self._move(cold.segment_id)\n",
+        "            yield from self._move(cold.segment_id)\n"
+        "            for victim in victims:\n"
+        "                if self.space.state[victim] == SEALED and not self.space.live_words[victim]:\n"
+        "                    self.space.state[victim] = 1\n"
+        "                    self.space.free.appendleft(victim)\n",
     ),
     Mutant(
         "cleaner-wins-over-an-overwrite",

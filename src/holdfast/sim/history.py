@@ -1,40 +1,21 @@
-"""Snapshots, clones and rollbacks while clients write: what each must hold, for ever.
-
-A snapshot holds, of each block, what could have been read at the moment at which it was taken; and whatever of that is
-found first is found ever after.
-"""
+"""Snapshots, clones and rollbacks while clients write: what each must hold, for ever (`sim/snapshot_reads.py`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from errno import ENOSPC
 from random import Random
 
 from holdfast.errors import HoldfastError, RetryError, ShortageError
 from holdfast.sim.faults import REFUSE
-from holdfast.sim.model import ZERO, Model, Version
+from holdfast.sim.model import Model, Version
 from holdfast.sim.operator import Operator, both
-from holdfast.sim.world import World, caught
+from holdfast.sim.snapshot_reads import Record, SnapshotReads, number_of
+from holdfast.sim.world import World
 from holdfast.units import BLOCK_SHIFT
 from holdfast.volume.volume import Volume
 
 SNAPSHOTS_MAX = 8
-
-
-@dataclass(slots=True)
-class Record:
-    """What a snapshot may hold: of each block of its volume that was ever written the contents allowed."""
-
-    allowed: dict[int, list[bytes]]
-    size_bytes: int
-    sure: bool = False  # it is known to exist
-    readers: int = 0
-
-    @property
-    def settled(self) -> bool:
-        """True if all of it is known."""
-        return all(len(contents) == 1 for contents in self.allowed.values())
 
 
 class History:
@@ -57,6 +38,7 @@ class History:
         self.model = model
         self.operator = operator
         self.records: dict[str, Record] = {}  # by the snapshot's name
+        self.reads = SnapshotReads(world, self.records, rng, excuse=excuse)
         self._leaving: dict[str, Record] = {}  # being removed
         self._origins: dict[str, str] = {}  # clone -> the snapshot that it was made of, as long as it could be promoted
         self._promoting: dict[str, tuple[str, dict[str, Record]]] = {}  # clone -> from whom, and that one's snapshots
@@ -113,51 +95,11 @@ class History:
         being_cut = isinstance(error, RetryError)  # a volume that was made smaller just now
         assert short or being_cut or error.errno == ENOSPC or excused(), error
 
-    def _any(self) -> str | None:
-        sure = [name for name, record in self.records.items() if record.sure]
-        return self._rng.choice(sure) if sure else None
-
-    def look(self) -> None:
-        """Read a few blocks of a snapshot."""
-        name = self._any()
-        if name is None or not self.records[name].allowed:
-            return
-        record = self.records[name]
-        first = self._rng.choice(list(record.allowed))
-        count = min(self._rng.choice([1, 1, 8, 64]), (record.size_bytes >> BLOCK_SHIFT) - first)
-        if count <= 0:
-            return
-        into = memoryview(bytearray(count << BLOCK_SHIFT))
-        engine = self.world.engine
-        work = engine.reader.read(engine.find(name), first << BLOCK_SHIFT, into)
-        excused = self._excuse()
-        record.readers += 1
-
-        def read(outcome: object) -> None:
-            record.readers -= 1
-            if isinstance(outcome, HoldfastError):
-                assert excused(), f"{name}: {outcome}"
-            else:
-                for index in range(count):
-                    self.found(name, first + index, bytes(into[index << BLOCK_SHIFT : index + 1 << BLOCK_SHIFT]))
-
-        self.world.wait_for(lambda done: engine.scheduler.spawn(caught(work), f"look at {name}", both(read, done)))
-
-    def found(self, name: str, lba: int, content: bytes) -> None:
-        """A block of a snapshot was read."""
-        record = self.records[name]
-        allowed = record.allowed.get(lba, [ZERO])
-        assert content in allowed, (
-            f"block {lba} of {name} holds {content[:8].hex()}, allowed {[each[:8].hex() for each in allowed]}"
-        )
-        if lba in record.allowed:
-            record.allowed[lba] = [content]
-
     # ---- what comes of snapshots
 
     def clone(self) -> None:
         """Make a volume of a snapshot all of which is known."""
-        name = self._any()
+        name = self.reads.any()
         if name is not None and self.records[name].settled:
             record = self.records[name]
             clone = self.operator.clone(name, record.size_bytes)
@@ -205,7 +147,7 @@ class History:
         for name, record in theirs.items():
             assert (name in by_name) != (name in moved), f"snapshot {name} is gone, or there twice"
             # Of the older ones some may be based on another volume by now, after a rollback; newer ones never move.
-            assert name not in moved or (origin in moved and _number(name) <= _number(origin)), name
+            assert name not in moved or (origin in moved and number_of(name) <= number_of(origin)), name
             self.records[moved.get(name, name)] = record
         if origin in moved:
             del self._origins[clone]
@@ -217,7 +159,7 @@ class History:
 
     def remove(self) -> None:
         """Remove a snapshot that nobody is reading."""
-        name = self._any()
+        name = self.reads.any()
         if name is None or self.records[name].readers:
             return
         self._leaving[name] = self.records.pop(name)
@@ -231,7 +173,7 @@ class History:
 
     def roll_back(self) -> None:
         """Let a volume be what a snapshot of it is, all of which is known."""
-        name = self._any()
+        name = self.reads.any()
         if name is None or not self.records[name].settled:
             return
         volume = name.split("@")[0]
@@ -312,8 +254,3 @@ class History:
             else:
                 self._rolled_back(volume, record)
         self.rolling.clear()
-
-
-def _number(snapshot: str) -> int:
-    """How many were taken before it, and it."""
-    return int(snapshot.rpartition("@s")[2])

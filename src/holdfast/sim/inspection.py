@@ -142,7 +142,7 @@ class Inspection:
             misread = any(kind == FLIP for _point, kind, _rate in self.work.swarm.faults)
             found = self.contents([(name, lba) for lba in record.allowed], damaged=misread)
             for (_, lba), content in found.items():
-                history.found(name, lba, content)
+                history.reads.found(name, lba, content)
             for lba in [] if misread else mapped_lbas(self.world, self.world.engine.find(name)):
                 assert lba in record.allowed, f"block {lba} of {name} is mapped, and nobody wrote it"
 

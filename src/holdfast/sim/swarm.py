@@ -19,7 +19,7 @@ from holdfast.units import BLOCK_SIZE_BYTES, KIB, MIB
 ACTIONS = {
     "write": 60, "read": 40, "trim": 8, "zero": 10, "flush": 10, "status": 4, "cache": 3, "nonsense": 1,
     "stop_reading": 1, "hang_up": 2, "say_goodbye": 1, "checkpoint": 2, "create": 1, "remove": 1,
-    "snapshot": 2, "look": 6, "clone": 1, "remove_snapshot": 2, "roll_back": 1,
+    "snapshot": 2, "look": 6, "compare": 2, "clone": 1, "remove_snapshot": 2, "roll_back": 1,
 }  # fmt: skip
 SIZES = [1 * MIB + 1234, 8 * MIB, 60 * MIB, 700 * MIB, 3 << 40]
 

@@ -71,7 +71,8 @@ class Workload:
             "hang_up": self._hang_up,
             "stop_reading": self._stop_reading, "say_goodbye": self._say_goodbye, "checkpoint": self._checkpoint,
             "create": self._create, "remove": self._remove, "snapshot": self._snapshot, "clone": self._clone,
-            "look": lambda _client: self.history.look(), "remove_snapshot": lambda _client: self.history.remove(),
+            "look": lambda _client: self.history.reads.look(), "compare": lambda _client: self.history.reads.compare(),
+            "remove_snapshot": lambda _client: self.history.remove(),
             "roll_back": lambda _client: self.history.roll_back(),
             "promote": lambda _client: self.history.promote(),  # in runs of `filling.py` alone
         }  # fmt: skip

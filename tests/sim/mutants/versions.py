@@ -141,4 +141,12 @@ VERSIONS = [
         "            if link.basis is not passed:\n",
         "            if link.basis is None and passed:\n",
     ),
+    Mutant(
+        "changes-of-the-nearest-overlooked",
+        "what changed since a snapshot leaves out what the snapshot itself has got since",
+        "P7",
+        "holdfast.volume.difference",
+        "            return way[::-1], shared_blocks >> PAGE_SHIFT\n",
+        "            return way[:0:-1], shared_blocks >> PAGE_SHIFT\n",
+    ),
 ]

@@ -47,7 +47,13 @@ class Victims:
         self.planner = Planner(
             self.space,
             cast("Any", SimpleNamespace(dirty_soft_limit=SOFT_LIMIT)),
-            cast("Any", SimpleNamespace(written_pages=lambda blocks: blocks.holders)),
+            cast(
+                "Any",
+                SimpleNamespace(
+                    written_pages=lambda blocks: blocks.holders,
+                    changed_leaves=lambda blocks: len(blocks) // 2,  # two blocks share a page
+                ),
+            ),
             self.set_aside,
             worth_blocks=WORTH,
             look=self._look,
@@ -97,6 +103,13 @@ def test_pages_that_would_cost_a_segment_to_write_are_left_alone() -> None:
     candidates[:] = True
     pool.set_aside.take_out_of(candidates)
     assert candidates[0], "there is less in it now"
+
+
+def test_where_little_is_left_only_what_gains_much_is_done() -> None:
+    """A block that is moved changes its page of the map, which is to be written as well."""
+    pool = Victims((40, 0, 0), (20, 0, 0), (10, 10, 40), (10, 10, 20), (0, 10, 40))
+    assert pool.plan(strict=True) == ([1, 3], [4])
+    assert pool.plan() == ([0, 1], [])
 
 
 def test_pages_are_marked_as_far_as_checkpoints_have_segments_for_them() -> None:

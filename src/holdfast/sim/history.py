@@ -140,8 +140,9 @@ class History:
         by_name = self.world.engine.by_name
         _, theirs = self._promoting.pop(clone)
         renamed = {name: f"{clone}@{name.partition('@')[2]}" for name in theirs}
-        # A snapshot that does not move may be called like one that the clone has itself.
-        moved = {name: new for name, new in renamed.items() if new in by_name and new not in self.records}
+        # A snapshot that does not move may be called like one that the clone has itself, or had until just now.
+        own = self.records.keys() | self._leaving.keys()
+        moved = {name: new for name, new in renamed.items() if new in by_name and new not in own}
         origin = self._origins[clone]
         assert done is None or (origin in moved) == done, f"{origin} is {'not ' * done}there under its former name"
         for name, record in theirs.items():

@@ -37,10 +37,12 @@ class Sizes:
         model: Model,
         *,
         tolerant: Callable[[], bool],
+        pool_share: float,
         left: Callable[[SimClient], None],
         done: Callable[[], None],
     ) -> None:
-        """`left`: told of a client that must go; `done`: called when clients may come again"""
+        """`pool_share`: how many of the changes are of the pool; `left`: told of a client that must go; `done`: called
+        when clients may come again"""
         self.world = world
         self.busy: dict[str, tuple[int, int]] = {}
         self.segments: tuple[int, ...] = (world.config.segments,)
@@ -49,12 +51,13 @@ class Sizes:
         self._changes = changes
         self._model = model
         self._tolerant = tolerant
+        self._pool_share = pool_share
         self._left = left
         self._done = done
 
     def stir(self) -> None:
         """Begin one change of a size."""
-        if self._rng.random() < 0.25:
+        if self._rng.random() < self._pool_share:
             if len(self.segments) == 1:
                 before = self.segments[0]
                 self.resize_pool(self._rng.choice([before + 8, before + 40, before * 3 // 4, before // 2, 24]))

@@ -55,6 +55,7 @@ class Swarm:
     damage: bool = False  # the medium lies: what it holds may be wrong
     tenants: int = 0  # so many changes of groups begin with each phase
     resizes: int = 0  # and so many changes of sizes
+    pool_resizes: float = 0.25  # so many of these are of the pool
 
 
 def draw_swarm(seed: int | str, operations: int) -> Swarm:
@@ -153,8 +154,9 @@ def draw_swarm(seed: int | str, operations: int) -> Swarm:
     rng = stream(seed, "swarm of sizes")
     if rng.random() < 0.35:
         swarm.resizes = rng.choice([1, 1, 3])
-        if swarm.faults and not damage and rng.random() < 0.3:
+        if swarm.faults and not damage and rng.random() < 0.6:
             swarm.faults = [*swarm.faults, ("remove", rng.choice(POINTS["remove"]), 0.5)]
+            swarm.pool_resizes = 0.8  # or hardly any file would ever be removed
     return swarm
 
 

@@ -57,7 +57,8 @@ class Workload:
         self.changes.becoming_another = self.history.rolling
         self.sizes = Sizes(
             world, stream(seed, "sizes"), self.operator, self.changes, model,
-            tolerant=self._tolerant, left=self._give_up, done=self.connect_all,
+            tolerant=self._tolerant, pool_share=swarm.pool_resizes,
+            left=self._give_up, done=self.connect_all,
         )  # fmt: skip
         self.operator.is_busy = self.sizes.busy.__contains__
         self.flushed = -1  # everything acknowledged before this moment is durable

@@ -37,7 +37,7 @@ from holdfast.pool.space import DYING, SEALED, Privilege
 from holdfast.pool.victim import Haste, choose
 from holdfast.runtime.ports import Clock, Disk
 from holdfast.volume.checkpoints import Checkpoints
-from holdfast.volume.copier import URGENT_GAIN, Copier
+from holdfast.volume.copier import Copier
 from holdfast.volume.holders import Holders
 from holdfast.volume.metadata_waits import MetadataWaits
 from holdfast.volume.volume import Volume
@@ -144,9 +144,7 @@ class Cleaner:
         """Somebody found no segment, and waits; or is told at once that nothing can be gained, if that was found just
         so while nobody waited."""
         self._missing_at = -1
-        known = not self.running and (
-            self._is_worn() or (self._nothing_at == (*self._picture(), True) and not self._set_aside.is_over())
-        )
+        known = not self.running and (self._nothing_at == (*self._picture(), True) and not self._set_aside.is_over())
         self.wanted = not known
         if known:
             self.space.cleaning_helps = False
@@ -157,8 +155,6 @@ class Cleaner:
         if self.running or self._stopping() or self._clock.now_ns() < self._pause_until_ns:
             return False
         if not self.wanted and self._coming_free() >= self._low_mark:
-            return False
-        if self._is_worn():
             return False
         if self._nothing_at:
             # What is not there in need is not there without.
@@ -171,28 +167,21 @@ class Cleaner:
 
     def look_again(self) -> None:
         """To be called at each tick: whether what nothing could be gained from has changed since."""
-        if self.space.cleaning_helps or self._is_worn():
+        if self.space.cleaning_helps:
             return
         if self._picture() != self._nothing_at[:-1] or self._set_aside.is_over():
             self.space.cleaning_helps = True
 
     def _is_worn(self) -> bool:
-        """True if it has cost what checkpoints need without a gain, and that has not come back. To try again at each
-        change would cost the rest; once a segment's worth of blocks is let go of, there is something to gain."""
+        """True if it has cost what checkpoints need without a gain, and that has not come back, nor was a segment's
+        worth of blocks let go of. Then only what gains much is done: the rest would cost what is left."""
         if self._worn_at >= 0:
             space = self.space
             gone_blocks = self._worn_at - space.used_blocks
             come_back = space.available_segments > space.checkpoint_segments
-            if come_back or gone_blocks >= self.copier.worth_blocks or self._gains_much():
+            if come_back or gone_blocks >= self.copier.worth_blocks:
                 self._worn_at = -1
         return self._worn_at >= 0
-
-    def _gains_much(self) -> bool:
-        """True if half a segment holds what is live in several."""
-        space = self.space
-        live = np.sort(space.live[(space.state == SEALED) & (space.live > 0)])
-        fitting = int(np.searchsorted(np.cumsum(live), self.copier.worth_blocks // 2, "right"))
-        return fitting > URGENT_GAIN and space.available_segments > space.checkpoint_segments // 2
 
     # ---- the work
 
@@ -253,10 +242,11 @@ class Cleaner:
             free, before = self._coming_free(), free
             if free < before and free <= space.checkpoint_segments:
                 # Where blocks lie so far apart that moving them changes a page each, the checkpoints cost more than is
-                # gained. What is left is for one that must not fail.
+                # gained. The last ones are for one that must not fail.
+                if self._is_worn() and free <= space.checkpoint_segments // 2:
+                    self._found_nothing(need=True)
+                    return
                 self._worn_at = space.used_blocks
-                self._found_nothing(need=True)
-                return
             gained = False
             for _ in range(ROUNDS_A_CHECKPOINT if need else 1):
                 more = yield from self._round(need=need)
@@ -339,7 +329,9 @@ class Cleaner:
         if not victims:
             return False
         try:
-            return (yield from self.copier.fill_one(victims, whatever_it_costs=self._evacuated_from >= 0))
+            evacuates = self._evacuated_from >= 0
+            strict = not evacuates and self._is_worn()
+            return (yield from self.copier.fill_one(victims, whatever_it_costs=evacuates, strict=strict))
         except DiskError as error:
             self.copier.note_failure(error)
             self._pause_until_ns = self._clock.now_ns() + PAUSE_NS

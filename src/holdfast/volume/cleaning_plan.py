@@ -67,8 +67,9 @@ class Planner:
         self._look = look  # I
         self._stopping = stopping  # I
 
-    def plan(self, victims: list[int], *, whatever_it_costs: bool = False) -> Work:
-        """A `Plan` for these, in this order, as far as one segment takes them (a task's work)."""
+    def plan(self, victims: list[int], *, whatever_it_costs: bool = False, strict: bool = False) -> Work:
+        """A `Plan` for these, in this order, as far as one segment takes them (a task's work). `strict`: only victims
+        that gain a quarter of a segment at least, the pages counted as well that change when data is moved."""
         plan = Plan()
         data = written = leaves = looks = 0
         for victim in victims:
@@ -80,6 +81,8 @@ class Planner:
                 continue
             looks += 1
             cost = self._finder.written_pages(blocks)
+            if strict and len(blocks) + self._finder.changed_leaves(blocks) + cost > self._worth_blocks * 3 // 4:
+                continue
             if not (len(blocks) or cost) or (cost >= self._worth_blocks and not whatever_it_costs):
                 self._set_aside.put(victim, FOR_GOOD)
             elif len(blocks):

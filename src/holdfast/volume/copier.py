@@ -123,13 +123,13 @@ class Copier:
         )
         self._busy_ns = 0  # L: since it last left the disk to others
 
-    def fill_one(self, victims: list[int], *, whatever_it_costs: bool = False) -> Work:
+    def fill_one(self, victims: list[int], *, whatever_it_costs: bool = False, strict: bool = False) -> Work:
         """Fill a cold segment out of these, in this order, as far as they are needed, and have pages in them written
         somewhere else (a task's work). False: nothing was gained. Raises DiskError if the cold segment cannot be
-        written. `whatever_it_costs`: also where that gains no space."""
+        written. `whatever_it_costs`: also where that gains no space; `strict`: only where it gains much."""
         self._moves.clear()
         self.lacks_segment = False
-        plan: Plan = yield from self.planner.plan(victims, whatever_it_costs=whatever_it_costs)
+        plan: Plan = yield from self.planner.plan(victims, whatever_it_costs=whatever_it_costs, strict=strict)
         marked = 0
         for planned in plan.rewritten:
             marked += yield from self._rewrite(planned)

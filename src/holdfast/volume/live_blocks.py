@@ -257,6 +257,17 @@ class LiveFinder:
                 count += len(np.unique(pages[below_root]))
         return count
 
+    def changed_leaves(self, blocks: LiveBlocks) -> int:
+        """How many leaves become dirty, that are not yet, when the data blocks are moved."""
+        cache = self._cache
+        leaf = (blocks.owner & _U64(LBA_MASK)) >> _U64(PAGE_SHIFT)
+        count = 0
+        for number, volume in enumerate(blocks.holders):
+            for index in np.unique(leaf[blocks.holder == number]).tolist():
+                slot = cache.slot_of.get(volume.key_base | index)
+                count += slot is None or cache.stamp[slot] != cache.generation
+        return count
+
     def _height(self, volume_id: int) -> int:
         volume = self.holders.owner(volume_id)
         return 0 if volume is None else volume.root_level + 1

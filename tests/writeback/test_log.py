@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from holdfast.memory.group import Group, Kind
 from holdfast.pool.block import ADDRESS_MASK, ENTRY_DTYPE, KIND_COMMIT, KIND_DATA, KIND_META, SEED_DATA, SEED_META
 from holdfast.pool.commit import COMMIT_ENTRIES_MAX, decode_commit_header
 from holdfast.pool.segment import decode_segment_footer, decode_segment_header, decode_summary
 from holdfast.pool.space import Privilege
-from holdfast.units import BLOCK_SIZE_BYTES
-from holdfast.writeback.log import Room
+from holdfast.units import BLOCK_SIZE_BYTES, MIB
+from holdfast.writeback.log import FIRST_BLOCKS, Room
 from tests.writeback.conftest import EPOCH, RESERVE_BLOCKS, SEGMENT_BLOCKS, TAG, Rig
 
 BLOCK = BLOCK_SIZE_BYTES
@@ -87,6 +88,24 @@ def test_clients_leave_the_rings_reserve_to_metadata() -> None:
     assert rig.append(500) is Room.RING_FULL
     assert rig.ring.blocks - (rig.log.position - rig.log.durable) == RESERVE_BLOCKS
     assert rig.log.make_room(Privilege.CHECKPOINT) is Room.YES
+
+
+def test_a_group_at_its_limit_of_all_kinds_gets_a_few_blocks_while_it_has_none() -> None:
+    """It may have used its memory for copies of just the writes that wait for room in the ring."""
+    rig = Rig(blocks=256)
+    red = Group("red", rig.groups, number=2)
+    red.limit_bytes = MIB
+    red.charge(Kind.CONNECTIONS, 2 * MIB)
+    rig.log.bill(red)
+    assert rig.append(100) is Room.GROUP_FULL
+    assert FIRST_BLOCKS - 3 <= rig.log.position - rig.log.start <= FIRST_BLOCKS + 2, "with headers, for once"
+    assert rig.log.make_room() is Room.GROUP_FULL, "it has some now"
+    rig.flush()
+    rig.settle()
+    assert rig.log.make_room() is Room.YES, "they are durable, and it has none again"
+    red.limits[Kind.RING] = 0
+    rig.log.room = 0
+    assert rig.log.make_room() is Room.GROUP_FULL, "a limit of dirty data is one"
 
 
 def test_no_slot_is_used_again_before_it_is_durable() -> None:

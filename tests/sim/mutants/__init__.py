@@ -61,6 +61,7 @@ RARE = {
     "failed-sync-is-forgotten",
     "frozen-page-evicted",
     "holes-not-published",
+    "last-block-not-cleared",
     "log-in-a-dead-segment-not-found",
     "log-cut-after-one-look",
     "no-dying",

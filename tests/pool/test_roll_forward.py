@@ -99,6 +99,31 @@ def test_a_header_that_was_durable_and_is_beyond_mending_is_an_error_and_no_end(
         tail_of(rig)
 
 
+@pytest.mark.parametrize("torn", [("footer",), ("footer", "summary")])
+@pytest.mark.parametrize("early", [False, True])
+def test_a_segment_whose_footer_was_torn_off_with_the_log_gone_on_behind_it(torn: tuple[str, ...], early: bool) -> None:
+    """Power failed between the end of what is durable, which the next segment tells of, and the footer. Where there is
+    room for a commit, only the summary says that there is none (seed 242 of the simulator)."""
+    rig = Rig(blocks=1024)
+    if early:
+        commits(rig, 60)
+        assert rig.log.leave_segment()
+    positions = commits(rig, *[60] * 6)
+    assert rig.log.ordinal > 1
+    flip(rig, (1 << 8) + 255, *range(BLOCK))
+    if "summary" in torn:
+        flip(rig, (1 << 8) + 254, *range(BLOCK))
+        flip(rig, (1 << 8) + 253, *range(BLOCK))
+    if early and "summary" in torn:
+        with pytest.raises(CorruptionError, match="backup"):
+            tail_of(rig)
+        return
+    tail = tail_of(rig)
+    assert tail.end == rig.log.position
+    assert sum(commit.block_count for commit in tail.commits) == (7 if early else 6) * 60
+    assert {commit.position for commit in tail.commits} >= set(positions[1:3])
+
+
 def test_damaged_data_that_were_durable_stay_where_they_are(rig: Rig) -> None:
     positions = commits(rig, 3, 5, 1)
     flip(rig, positions[1] + 2, *range(100))

@@ -20,8 +20,23 @@ from typing import TypeGuard
 import numpy as np
 
 from holdfast.errors import CorruptionError, DiskError
-from holdfast.pool.block import KIND_COMMIT, KIND_HOLE, STORED_KINDS, EntryArray, block_check, hole_check
-from holdfast.pool.commit import COMMIT_MAGIC, COMMIT_SEED, CommitHeader, decode_commit_header, mend_single_byte
+from holdfast.pool.block import (
+    ENTRY_SIZE_BYTES,
+    KIND_COMMIT,
+    KIND_HOLE,
+    STORED_KINDS,
+    EntryArray,
+    block_check,
+    hole_check,
+)
+from holdfast.pool.commit import (
+    COMMIT_ENTRIES_MAX,
+    COMMIT_MAGIC,
+    COMMIT_SEED,
+    CommitHeader,
+    decode_commit_header,
+    mend_single_byte,
+)
 from holdfast.pool.segment import (
     FIRST_COMMIT_OFFSET,
     FOOTER_MAGIC,
@@ -251,6 +266,8 @@ class LogScanner:
                     return ordinal << self.shift | block
                 tail.durable = max(tail.durable, proof)
                 header = yield from self.commit_at(segment, ordinal, block, mend=True)
+                if header is None and (yield from self._was_sealed(segment, ordinal, block)):
+                    return ordinal + 1 << self.shift
                 if header is None:
                     raise CorruptionError(
                         f"segment {segment:08x}, block {block}: the header of a commit that was durable is damaged "
@@ -340,28 +357,43 @@ class LogScanner:
                 return False
         return True
 
+    def _was_sealed(self, segment: int, ordinal: int, block: int) -> Work:
+        """True if a segment without a footer has no commit from `block` on: the log went on in the next one, and power
+        failed between the end of what is known to be durable, in the summary or before it, and the footer."""
+        entries: bytes | None = yield from self._entries_before(segment, ordinal, block)
+        if not entries:
+            return False
+        count = len(entries) // ENTRY_SIZE_BYTES
+        limit = self.segment_blocks - 1 - summary_blocks(count + 1 + COMMIT_ENTRIES_MAX)
+        if limit - block < 2:
+            return True  # as in `Log.make_room`: there is no room for a commit
+        summary = summary_blocks(count)
+        stored = yield from self.read(segment, self.segment_blocks - 1 - summary, summary)
+        return block + summary < self.segment_blocks and bytes(stored[: len(entries)]) == entries
+
     def _rebuild_summary(self, tail: LogTail) -> Work:
         """Collect the entries that the open segment holds already, for the summary that it will get when it is
-        sealed."""
-        if tail.segment < 0:
-            return
-        ordinal = tail.end >> self.shift
+        sealed; None if one is older than the checkpoint, and damaged: the segment goes without a summary."""
+        if tail.segment >= 0:
+            stop = tail.end & self.segment_blocks - 1
+            tail.summary = yield from self._entries_before(tail.segment, tail.end >> self.shift, stop)
+
+    def _entries_before(self, segment: int, ordinal: int, stop: int) -> Work:
+        """What a summary says of the commits of a segment before block `stop`; None if a header there is damaged."""
         summary = bytearray()
         block = FIRST_COMMIT_OFFSET
-        stop = tail.end & self.segment_blocks - 1
         while block < stop:
-            raw = yield from self.read(tail.segment, block, 1)
+            raw = yield from self.read(segment, block, 1)
             header = decode_commit_header(raw)
             if header is None:
                 mended = mend_single_byte(raw, COMMIT_MAGIC, COMMIT_SEED)
                 header = None if mended is None else decode_commit_header(mended)
             if header is None or header.position != ordinal << self.shift | block:
-                tail.summary = None  # older than the checkpoint, and damaged: the segment goes without a summary
-                return
+                return None
             commit = np.zeros(1, header.entries.dtype)
             commit["owner"] = header.position
             commit["check"] = header.check & 0xFFFFFFFF
             commit["meta"] = KIND_COMMIT | header.entry_count << 8
             summary += commit.tobytes() + header.entries.tobytes()
             block += 1 + header.block_count
-        tail.summary = bytes(summary)
+        return bytes(summary)

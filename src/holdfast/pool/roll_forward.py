@@ -30,7 +30,6 @@ from holdfast.pool.block import (
     hole_check,
 )
 from holdfast.pool.commit import (
-    COMMIT_ENTRIES_MAX,
     COMMIT_MAGIC,
     COMMIT_SEED,
     CommitHeader,
@@ -45,6 +44,7 @@ from holdfast.pool.segment import (
     SEGMENT_SEED,
     SegmentFooter,
     SegmentHeader,
+    commits_limit,
     decode_segment_footer,
     decode_segment_header,
     decode_summary,
@@ -364,12 +364,13 @@ class LogScanner:
         if not entries:
             return False
         count = len(entries) // ENTRY_SIZE_BYTES
-        limit = self.segment_blocks - 1 - summary_blocks(count + 1 + COMMIT_ENTRIES_MAX)
-        if limit - block < 2:
-            return True  # as in `Log.make_room`: there is no room for a commit
-        summary = summary_blocks(count)
-        stored = yield from self.read(segment, self.segment_blocks - 1 - summary, summary)
-        return block + summary < self.segment_blocks and bytes(stored[: len(entries)]) == entries
+        if commits_limit(self.segment_blocks, count) - block < 2:
+            return True
+        summary_at = self.segment_blocks - 1 - summary_blocks(count)
+        if block > summary_at:
+            return False
+        stored = yield from self.read(segment, summary_at, summary_blocks(count))
+        return bytes(stored[: len(entries)]) == entries
 
     def _rebuild_summary(self, tail: LogTail) -> Work:
         """Collect the entries that the open segment holds already, for the summary that it will get when it is

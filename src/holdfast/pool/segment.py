@@ -44,7 +44,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from holdfast.pool.block import ENTRY_DTYPE, ENTRY_SIZE_BYTES, EntryArray
-from holdfast.pool.commit import check_sealed_block, seal_block
+from holdfast.pool.commit import COMMIT_ENTRIES_MAX, check_sealed_block, seal_block
 from holdfast.units import BLOCK_SIZE_BYTES
 
 SEGMENT_MAGIC = int.from_bytes(b"HFSEGMNT", "little")
@@ -87,6 +87,12 @@ def summary_entries_max(segment_blocks: int) -> int:
 
 def summary_blocks(entry_count: int) -> int:
     return -(-entry_count * ENTRY_SIZE_BYTES // BLOCK_SIZE_BYTES)
+
+
+def commits_limit(segment_blocks: int, entry_count: int) -> int:
+    """Block offset of a segment that commits may not pass, with so many entries in its summary already and another
+    commit to come: behind it are summary and footer. Where less than two blocks are left before it, it is sealed."""
+    return segment_blocks - 1 - summary_blocks(entry_count + 1 + COMMIT_ENTRIES_MAX)
 
 
 def encode_segment_header(block: memoryview, header: SegmentHeader) -> None:

@@ -144,7 +144,7 @@ class Cleaner:
         """Somebody found no segment, and waits; or is told at once that nothing can be gained, if that was found just
         so while nobody waited."""
         self._missing_at = -1
-        known = not self.running and (self._nothing_at == (*self._picture(), True) and not self._set_aside.is_over())
+        known = not self.running and self._is_known_to_find_nothing(need=True)
         self.wanted = not known
         if known:
             self.space.cleaning_helps = False
@@ -157,13 +157,17 @@ class Cleaner:
         if not self.wanted and self._coming_free() >= self._low_mark:
             return False
         if self._nothing_at:
-            # What is not there in need is not there without.
-            known = self._nothing_at in ((*self._picture(), True), (*self._picture(), self._is_needed()))
-            if known and not self._set_aside.is_over():
+            if self._is_known_to_find_nothing(need=self._is_needed()):
                 return False
             self._nothing_at = ()
             self.space.cleaning_helps = True
         return True
+
+    def _is_known_to_find_nothing(self, *, need: bool) -> bool:
+        """True if the pool is as it was when nothing could be gained. What is not there in need is not there
+        without."""
+        picture = self._picture()
+        return self._nothing_at in ((*picture, True), (*picture, need)) and not self._set_aside.is_over()
 
     def look_again(self) -> None:
         """To be called at each tick: whether what nothing could be gained from has changed since."""

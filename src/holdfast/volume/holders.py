@@ -22,7 +22,7 @@ class Holders:
         """The nodes that may refer to a block of data written for this volume, in the order in which to ask them: those
         of them that refer to any. The list is that of the moment of the call."""
         node = self._by_id.get(volume_id)
-        if node is None or _may_be_emptied(node):
+        if node is None or _may_be_out_of_the_tree(node):
             heirs = [other for other in self._by_id.values() if other.mapped_blocks and other.role is not Role.VOLUME]
             heirs.reverse()  # the newest first: entries move from there to older ones, also while this list is in use
             return heirs
@@ -41,7 +41,7 @@ class Holders:
         return self._by_id.get(node.volume_id) is node
 
 
-def _may_be_emptied(node: Volume) -> bool:
+def _may_be_out_of_the_tree(node: Volume) -> bool:
     """True if the node may have been taken out of the tree already, with a checkpoint still to come that forgets it:
     what it had is then as if it were gone."""
     return node.role is Role.HIDDEN and node.predecessor is None and node.basis is None

@@ -47,6 +47,7 @@ from holdfast.pool.segment import (
     FIRST_COMMIT_OFFSET,
     SegmentFooter,
     SegmentHeader,
+    commits_limit,
     encode_segment_footer,
     encode_segment_header,
     summary_blocks,
@@ -296,8 +297,7 @@ class Log:
         """Block offset of the open segment that commits may not pass: behind it come summary and footer."""
         if self._summary is None:
             return self.segment_blocks - 1
-        entries = len(self._summary) // ENTRY_SIZE_BYTES + 1 + COMMIT_ENTRIES_MAX
-        return self.segment_blocks - 1 - summary_blocks(entries)
+        return commits_limit(self.segment_blocks, len(self._summary) // ENTRY_SIZE_BYTES)
 
     def _take_slot(self) -> memoryview:
         """The next block of the log, raw."""

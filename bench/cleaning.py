@@ -12,9 +12,10 @@ client's data with commit headers, summaries, tables and the ends of segments; `
 are pages of maps. Counts, so that others at work on the machine do not change them much.
 
 Utilisation is the client's live data over the pool's capacity (`of capacity`), or over what the pool can hold at most
-(`of usable`: docs/cleaning.md, "How much a pool holds"). The bound is that of greedy cleaning with uniform writes and
-all of the capacity to write to: with v the live part of the emptiest segment, utilisation is (v - 1) / ln v and write
-amplification 1 / (1 - v).
+(`of usable`: docs/cleaning.md, "How much a pool holds"). The bound is with all of the capacity to write to, and
+segments of any size: under uniform load that of greedy cleaning, where with v the live part of the emptiest segment
+utilisation is (v - 1) / ln v and write amplification 1 / (1 - v); under skewed load that of two such logs, one for what
+is hot, with the best share of what is free.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ WARM, MEASURED = 2.0, 1.0
 LOADS = {"uniform": "", "skewed": "zoned:80/20:20/80"}
 TARGETS = {"uniform": 2.3, "skewed": 1.6}  # at 80 %
 DEPTH = 32
+BESIDE_S = 2  # that writes beside go on for longer than the reads do
+POLL_S = 0.01
 # Pages of maps: one for 2 MiB, those above, and what a checkpoint may hold of them twice.
 MAP_SHARE = 1 / 512 + 1 / 512**2
 
@@ -87,7 +90,7 @@ class Point:
     log_part: float
     cleaner_part: float
     metadata_part: float
-    bound: float  # of greedy cleaning under uniform load, at `of_capacity`
+    bound: float  # of cleaning, if all of the capacity were written to: `LEAST`
     iops: float
     p99_us: float
     checkpoints: int
@@ -106,6 +109,22 @@ def greedy_bound(utilisation: float) -> float:
     return 1 / (1 - low)
 
 
+def separated_bound(utilisation: float, hot_share: float = 0.2, hot_writes: float = 0.8) -> float:
+    """The least of two loads that are each uniform: hot blocks, a share of all, get so much of the writes. As if each
+    had a log of its own, what is free between them as is best, which takes to know beforehand which block is hot."""
+    hot, cold = utilisation * hot_share, utilisation * (1 - hot_share)
+    free = 1 - utilisation
+    parts = (part / 1000 for part in range(1, 1000))
+    return min(
+        hot_writes * greedy_bound(hot / (hot + free * part))
+        + (1 - hot_writes) * greedy_bound(cold / (cold + free * (1 - part)))
+        for part in parts
+    )
+
+
+LEAST = {"uniform": greedy_bound, "skewed": separated_bound}
+
+
 def point_of(
     load: str, live_bytes: int, status: PoolStatus, before: Written, after: Written, result: fio.FioResult
 ) -> Point:
@@ -122,7 +141,7 @@ def point_of(
         log_part=(log_bytes - pages) / client,
         cleaner_part=cold / client,
         metadata_part=pages / client,
-        bound=greedy_bound(of_capacity),
+        bound=LEAST[load](of_capacity),
         iops=result.iops,
         p99_us=result.latency_p99_us,
         checkpoints=after.checkpoints - before.checkpoints,
@@ -202,7 +221,7 @@ def measure(options: argparse.Namespace, load: str) -> Iterator[Point]:
                 took_s = time.monotonic() - started
                 print(f"{load} {point.of_usable:.0%} of usable, {point.of_capacity:.0%} of capacity: "
                       f"WA {point.amplification:.2f} (log {point.log_part:.2f}, cleaner {point.cleaner_part:.2f}, "
-                      f"metadata {point.metadata_part:.2f}; greedy {point.bound:.2f}), {point.iops:,.0f} IOPS, "
+                      f"metadata {point.metadata_part:.2f}; bound {point.bound:.2f}), {point.iops:,.0f} IOPS, "
                       f"p99 {point.p99_us:,.0f} us, {point.checkpoints} checkpoints, {took_s:.0f} s",
                       flush=True)  # fmt: skip
                 yield point
@@ -213,10 +232,7 @@ def measure(options: argparse.Namespace, load: str) -> Iterator[Point]:
 def table(results: dict[str, Any]) -> str:
     """The points as Markdown."""
     lines = [
-        (
-            "| load | of usable | of capacity | WA | log | cleaner | metadata | greedy bound | IOPS "
-            "| p99 ms | checkpoints |"
-        ),
+        ("| load | of usable | of capacity | WA | log | cleaner | metadata | bound | IOPS | p99 ms | checkpoints |"),
         "|---|" + "---:|" * 10,
     ]
     for raw in results.get("points", []):
@@ -271,8 +287,9 @@ def draw(points: Sequence[Point], path: Path) -> None:
         left.plot([100 * point.of_capacity for point in mine], [point.amplification for point in mine], **style)
         right.plot([100 * point.of_usable for point in mine], [point.iops for point in mine], **style)
     shares = [point / 100 for point in range(35, 93)]
-    left.plot([100 * share for share in shares], [greedy_bound(share) for share in shares], color="black",
-              linewidth=1, label="greedy bound, uniform")  # fmt: skip
+    for (load, bound), line in zip(LEAST.items(), ("-", ":"), strict=True):
+        left.plot([100 * share for share in shares], [bound(share) for share in shares], color="black", linewidth=1,
+                  linestyle=line, label=f"bound, {load}")  # fmt: skip
     left.set_xlabel("live data, % of the pool's capacity")
     left.set_ylabel("write amplification")
     left.set_ylim(1, 8)
@@ -303,7 +320,8 @@ class Latency:
 
 
 def measure_latency(options: argparse.Namespace) -> list[Latency]:
-    """Reads and writes at a fixed rate: in a pool with segments to spare, and in the same one when it has none."""
+    """Writes, and reads beside writes, at a fixed rate: in a pool with segments to spare, and in the same one when it
+    has none."""
     directory = options.scratch / "latency"
     directory.mkdir(parents=True)
     found = []
@@ -311,22 +329,21 @@ def measure_latency(options: argparse.Namespace) -> list[Latency]:
         with serving(server_of(options), Disk(directory, options.capacity), options.scratch / "s") as running:
             pool = Pool(running, directory)
             pool.fill_to(0.8)
-            loads = [("randwrite", options.rate), ("randread", options.rate)]
-            before = {pattern: pool.at_rate(pattern, rate, options.seconds) for pattern, rate in loads}
+            loads = {"randwrite": _writes, "randread": _reads_beside_writes}
+            before = {pattern: load(pool, options) for pattern, load in loads.items()}
             if pool.written()[1].copied:
                 raise BenchError("the cleaner was at work before it was to be: choose a larger --capacity")
             pool.overwrite(options.warm, "")
-            for pattern, rate in loads:
+            for pattern, load in loads.items():
                 pool.overwrite(0.1, "")  # so that no segment is left that is not held back
                 _, start = pool.written()
-                if pattern == "randread":
-                    result = _reads_beside_writes(pool, rate, options)
-                else:
-                    result = pool.at_rate(pattern, rate, options.seconds)
+                result = load(pool, options)
                 copied = pool.written()[1].copied - start.copied
+                if not copied:
+                    raise BenchError(f"the cleaner was not at work beside {pattern}: choose a higher --rate")
                 was = before[pattern]
                 found.append(
-                    Latency(pattern, rate, was.latency_p50_us, was.latency_p99_us, result.latency_p50_us,
+                    Latency(pattern, options.rate, was.latency_p50_us, was.latency_p99_us, result.latency_p50_us,
                             result.latency_p99_us, copied // MIB)
                 )  # fmt: skip
                 print(found[-1], f"{found[-1].ratio:.1f} x", flush=True)
@@ -335,14 +352,25 @@ def measure_latency(options: argparse.Namespace) -> list[Latency]:
     return found
 
 
-def _reads_beside_writes(pool: Pool, rate: int, options: argparse.Namespace) -> fio.FioResult:
-    """Reads alone give the cleaner nothing to do: another client overwrites meanwhile."""
+def _writes(pool: Pool, options: argparse.Namespace) -> fio.FioResult:
+    return pool.at_rate("randwrite", options.rate, options.seconds)
+
+
+def _reads_beside_writes(pool: Pool, options: argparse.Namespace) -> fio.FioResult:
+    """Reads alone give the cleaner nothing to do: another client overwrites meanwhile, before and while it cleans."""
     (pool.directory / "beside").mkdir(exist_ok=True)
-    job = fio.Job("randwrite", 4 * KIB, 4, pool.live_bytes, runtime_s=options.seconds + 2, rate_iops=rate, seed=77)
+    job = fio.Job(
+        *("randwrite", 4 * KIB, 4, pool.live_bytes),
+        runtime_s=options.seconds + BESIDE_S,
+        rate_iops=options.rate,
+        seed=77,
+    )
+    _, start = pool.written()
     with ThreadPoolExecutor(1) as executor:
         writes = executor.submit(fio.run, job, [pool.uri], pool.directory / "beside")
-        time.sleep(1)
-        result = pool.at_rate("randread", rate, options.seconds)
+        while pool.written()[1].log == start.log and not writes.done():
+            time.sleep(POLL_S)
+        result = pool.at_rate("randread", options.rate, options.seconds)
         writes.result()
     return result
 

@@ -46,7 +46,9 @@ from holdfast.volume.write import Writer
 from holdfast.work.task import Scheduler, Work, guarded
 
 RELAXED_FILL = 0.75  # without need only victims with less in them than this
-ROUNDS_A_CHECKPOINT = 4  # with need; fewer if its segments are used up
+# With need, and a sixty-fourth of the pool's segments in a larger one (`LOW_MARK_SHARE`): each checkpoint writes all
+# pages of a map that is written to at random. Fewer if its segments are used up.
+ROUNDS_A_CHECKPOINT = 4
 # With need: where a thirty-second of each victim is dead, so many times four rounds gain a segment.
 FRUITLESS_CHECKPOINTS_MAX = 16
 # Begun early, it copies what would have been overwritten soon: with a sixteenth of the pool instead of this, writing at
@@ -118,6 +120,10 @@ class Cleaner:
     def _low_mark(self) -> int:
         space = self.space
         return space.reserve_segments + max(4, space.capacity_segments // LOW_MARK_SHARE)
+
+    @property
+    def _rounds_a_checkpoint(self) -> int:
+        return max(ROUNDS_A_CHECKPOINT, self.space.limit_segments // LOW_MARK_SHARE)
 
     def _coming_free(self) -> int:
         """Segments that are free, or only wait for a checkpoint."""
@@ -252,7 +258,7 @@ class Cleaner:
                     return
                 self._worn_at = space.used_blocks
             gained = False
-            for _ in range(ROUNDS_A_CHECKPOINT if need else 1):
+            for _ in range(self._rounds_a_checkpoint if need else 1):
                 more = yield from self._round(need=need)
                 gained |= more
                 if not more or self._coming_free() <= min(free - 1, space.checkpoint_segments):

@@ -25,19 +25,28 @@ _HOLE = np.uint64(HOLE_MARK)
 class Exchange:
     def __init__(self, cache: PageCache, views: Views, space: SpaceTable) -> None:
         self._cache = cache
+        self._slot_of = cache.slot_of
         self._views = views
         self._space = space
 
     def keepers(self, volume: Volume, leaf: int) -> tuple[Volume, ...]:
         """Who keeps what the volume replaces in this leaf; the last of them gets it. Empty: nobody."""
-        keepers = volume.keepers if leaf << PAGE_SHIFT < volume.keep_below else ()
-        # Whoever sees through a leaf that is lost sees nothing behind it: there is nothing to be kept for.
-        return () if any(leaf in keeper.lost_leaves for keeper in keepers) else keepers
+        if leaf << PAGE_SHIFT >= volume.keep_below:
+            return ()
+        for keeper in volume.keepers:
+            if leaf in keeper.lost_leaves:
+                return ()  # whoever sees through a leaf that is lost sees nothing behind it
+        return volume.keepers
 
     def keeper_slots(self, volume: Volume, leaf: int) -> list[int] | None:
         """The slots of the keepers' leaves, in their order; None if one is not resident."""
-        slots = [self._cache.slot_of.get(keeper.key_base | leaf, -1) for keeper in self.keepers(volume, leaf)]
-        return None if -1 in slots else slots
+        slots = []
+        for keeper in self.keepers(volume, leaf):
+            slot = self._slot_of.get(keeper.key_base | leaf)
+            if slot is None:
+                return None
+            slots.append(slot)
+        return slots
 
     def replace(self, volume: Volume, slot: int, inside: Inside, words: WordArray, keeper_slots: list[int]) -> None:
         """Put `words` in place of the entries `inside` a leaf, and count what that changes. 0: a hole.

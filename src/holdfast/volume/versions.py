@@ -134,6 +134,7 @@ def refresh_keepers(volume: Volume) -> None:
         nobody_looks(volume)
     volume.keepers = keepers
     volume.keep_below = below
+    volume.keeper_base = keepers[-1].key_base if keepers else -1
     volume.versioned = bool(keepers) or volume.basis is not None
 
 

@@ -108,6 +108,7 @@ class Volume:
         "held_blocks",
         "identity",
         "keep_below",
+        "keeper_base",
         "keepers",
         "key_base",
         "label",
@@ -196,6 +197,7 @@ class Volume:
         self.grounded = 0  # L: how many have it as their ground
         self.keepers: tuple[Volume, ...] = ()  # L: of a volume: who gets what it replaces (`volume/versions.py`)
         self.keep_below = 0  # L: ... if it lies below this block
+        self.keeper_base = -1  # L: key base of the last of them; -1, which no key begins with: there is none
         self.lost_leaves: AbstractSet[int] = frozenset()  # L: of its map; nothing more is kept there
         self.looked_through = False  # L: a snapshot before it, one that stays, does so
         # L: of the data blocks in its map, those that a snapshot before it sees as well; `volume/sharing.py`.

@@ -106,14 +106,18 @@ class Writer:
     ) -> int:
         """Write one whole block; returns 0, or the `Obstacle` in the way, with nothing changed. `must`: whatever the
         limits of space are, and out of what is held back for letting go of space."""
+        words = self._words
         if must or volume.versioned:
-            if volume.basis is None and not must:
+            if must or volume.basis is not None:
+                return self.write_run(volume, lba, memoryview(block), must=must)[1]
+            keeper_slot = self._slot_of.get(volume.keeper_base | lba >> PAGE_SHIFT)
+            if keeper_slot is None or not words[keeper_slot << PAGE_SHIFT | lba & PAGE_MASK]:
                 return self._write_kept_block(volume, lba, block)
-            return self.write_run(volume, lba, memoryview(block), must=must)[1]
+            # What its snapshots see there they have already: it is as if there were none.
         slot = self._slot_of.get(volume.key_base | lba >> PAGE_SHIFT)
         if slot is None:
             return Obstacle.NO_PAGE
-        words, log = self._words, self.log
+        log = self.log
         at = slot << PAGE_SHIFT | lba & PAGE_MASK
         old = words[at]
         if not old:

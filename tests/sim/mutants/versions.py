@@ -14,6 +14,14 @@ VERSIONS = [
         "        if True:\n",
     ),
     Mutant(
+        "taken-for-kept",
+        "a single block is overwritten as if the newest snapshot had what it replaces, if it has the leaf at all",
+        "P7",
+        "holdfast.volume.write",
+        "if keeper_slot is None or not words[keeper_slot << PAGE_SHIFT | lba & PAGE_MASK]:\n",
+        "if keeper_slot is None:\n",
+    ),
+    Mutant(
         "kept-again",
         "the second write to a block puts what the first one wrote into the snapshot",
         "P7",

@@ -53,6 +53,7 @@ LEVELS = (0.50, 0.60, 0.70, 0.80, 0.85, 0.90, 0.95)
 WARM, MEASURED = 2.0, 1.0
 LOADS = {"uniform": "", "skewed": "zoned:80/20:20/80"}
 TARGETS = {"uniform": 2.3, "skewed": 1.6}  # at 80 %
+KEPT = "cleaning.json"
 DEPTH = 32
 BESIDE_S = 2  # that writes beside go on for longer than the reads do
 POLL_S = 0.01
@@ -387,7 +388,7 @@ def main() -> None:
     parser.add_argument("--measured", type=float, default=MEASURED)
     parser.add_argument("--scratch", type=Path, default=REPOSITORY / "bench" / ".scratch")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "bench" / "results")
-    parser.add_argument("--rate", type=int, default=1000, help="IOPS of the clients whose latency is measured")
+    parser.add_argument("--rate", type=int, default=2500, help="IOPS of the clients whose latency is measured")
     parser.add_argument("--seconds", type=float, default=15)
     parser.add_argument("--latency-only", action="store_true")
     parser.add_argument("--no-latency", action="store_true")
@@ -400,7 +401,7 @@ def main() -> None:
     if len(str(options.scratch / "s")) > SOCKET_PATH_BYTES_MAX:
         raise BenchError(f"{options.scratch} is too long a path for a socket; choose a shorter --scratch")
     held = hold_scratch(options.scratch)
-    kept = options.out / "cleaning.json"
+    kept = options.out / KEPT
     results = json.loads(kept.read_text()) if kept.exists() else {}
     try:
         if not options.latency_only:
@@ -413,13 +414,18 @@ def main() -> None:
                 "measured": options.measured,
             }
             results["points"] = points
+            save(results, options)
         if not options.no_latency:
             results["latency"] = [asdict(latency) for latency in measure_latency(options)]
-        results["machine"] = asdict(describe(options.scratch, REPOSITORY))
+            save(results, options)
     finally:
         remove_disk(options.scratch)
         os.close(held)
-    kept.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def save(results: dict[str, Any], options: argparse.Namespace) -> None:
+    results["machine"] = asdict(describe(options.scratch, REPOSITORY))
+    (options.out / KEPT).write_text(json.dumps(results, indent=1) + "\n")
     write_report(results, options.out)
 
 

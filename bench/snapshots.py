@@ -347,7 +347,7 @@ def main() -> None:
     options.sizes = options.sizes or ([256 * MIB] if quick else [GIB, 10 * GIB])
     options.snapshots = options.snapshots or (50 if quick else 1000)
     options.region = options.region or (128 * MIB if quick else 512 * MIB)
-    options.rounds = options.rounds or (1 if quick else 3)
+    options.rounds = options.rounds or (1 if quick else 5)
     options.seconds = options.seconds or (1 if quick else 4)
     options.scratch = options.scratch.resolve()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ from holdfast.volume.group_changes import Groups
 from holdfast.volume.groups import DEFAULT_GROUP, GroupDirectory, TenantGroup
 from holdfast.volume.holders import Holders
 from holdfast.volume.leaves import Leaves
+from holdfast.volume.long_write import LongWriter
 from holdfast.volume.metadata_waits import MetadataWaits
 from holdfast.volume.page_cache import MUST_PAGES, PageCache
 from holdfast.volume.page_table import PageTable
@@ -164,18 +165,8 @@ class EngineParts:
         self.reader = Reader(pages, self.views, blocks, next_turn=waitlists.next_turn)
         self.sharing = Sharing(pages, self.table, self.scheduler, next_turn=waitlists.next_turn)
         self.differences = Differences(pages, self.views, self.table, next_turn=waitlists.next_turn)
-        self.writer = Writer(
-            pages,
-            self.table,
-            self.views,
-            self.exchange,
-            leaves,
-            self.pages,
-            self.log,
-            blocks,
-            waitlists,
-            now_ns=clock.now_ns,
-        )
+        self.writer = Writer(pages, self.views, self.exchange, self.pages, self.log)
+        self.long_writer = LongWriter(self.writer, self.table, leaves, blocks, waitlists, now_ns=clock.now_ns)
         self.checkpoints = Checkpoints(
             superblock,
             allocate(BLOCK_SIZE_BYTES),
@@ -198,7 +189,7 @@ class EngineParts:
             reserve,
             self.space,
             pages,
-            self.writer,
+            self.long_writer,
             self.scheduler,
             clock,
             next_id=superblock.next_volume_id,
@@ -207,6 +198,7 @@ class EngineParts:
         )
         self.cleaner = Cleaner(
             self.writer,
+            self.table,
             Holders(volumes),
             self.checkpoints,
             metadata,
@@ -226,6 +218,7 @@ class EngineParts:
             self.views,
             leaves,
             self.writer,
+            self.long_writer,
             waitlists,
             self.scheduler,
             checkpoint=self.checkpoints.for_command,
@@ -242,7 +235,9 @@ class EngineParts:
             checkpoint=self.checkpoints.for_command,
             changed=self.note_throttling,
         )
-        self.resizes = Resizes(self.volumes, self.writer, self.checkpoints, waitlists, self.scheduler)
+        self.resizes = Resizes(
+            self.volumes, self.writer, self.long_writer, self.table, self.checkpoints, waitlists, self.scheduler
+        )
         self.capacity = Capacity(
             self.log,
             reserve,

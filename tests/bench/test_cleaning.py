@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from bench.cleaning import Point, Written, greedy_bound, point_of, table
+from bench.cleaning import Point, Written, greedy_bound, point_of, separated_bound, table
 from bench.fio import FioResult
 from bench.snapshots import relative
 from holdfast.control.api import CheckpointInfo, PoolStatus
@@ -18,6 +18,11 @@ RESULT = FioResult(1000.0, 0.0, 100 * MIB, 25600, 1.0, 10.0, 20.0, 0)
 @pytest.mark.parametrize(("utilisation", "bound"), [(0.5, 1.26), (0.8, 2.69), (0.9, 5.18)])
 def test_the_bound_of_greedy_cleaning(utilisation: float, bound: float) -> None:
     assert greedy_bound(utilisation) == pytest.approx(bound, rel=0.01)
+
+
+def test_the_bound_of_two_logs_is_that_of_one_where_all_blocks_are_alike_and_lower_where_not() -> None:
+    assert separated_bound(0.7, hot_share=0.5, hot_writes=0.5) == pytest.approx(greedy_bound(0.7), rel=1e-6)
+    assert separated_bound(0.8) == pytest.approx(2.0, rel=0.01)
 
 
 def test_write_amplification_is_the_sum_of_its_parts() -> None:
@@ -47,4 +52,4 @@ def test_the_table_has_a_line_a_point() -> None:
 def test_a_server_is_compared_with_itself() -> None:
     there = [{"randread": 90.0}, {"randread": 95.0}, {"randread": 10.0}]
     none = [{"randread": 100.0}, {"randread": 101.0}, {"randread": 99.0}]
-    assert relative(there, none) == {"randread": {"with": 90.0, "none": 100.0, "ratio": 0.9}}
+    assert relative(there, none) == {"randread": {"with": 90.0, "none": 100.0, "ratio": 0.9, "first_ratio": 0.9}}

@@ -212,7 +212,7 @@ def test_a_damaged_block_stays_where_it_is_and_is_told_of() -> None:
     assert ask(world, pool.client, CMD_READ, damaged * BLOCK, BLOCK).errno == EIO
     assert ask(world, pool.client, CMD_FLUSH).errno == EIO
     assert pool.write(damaged) == 0
-    assert world.run(world.engine.writer.trim(volume, 0, BLOCK)) is None
+    assert world.run(world.engine.long_writer.trim(volume, 0, BLOCK)) is None
     check_accounts(world)
 
 

@@ -189,13 +189,13 @@ def test_what_is_found_while_known_damage_is_given_up_is_a_loss_of_its_own(world
     assert ask(world, lost, CMD_READ, BLOCK, BLOCK).errno == EIO
     world.settle()
     damage(world, volume, 2)
-    give_up = world.engine.writer.give_up
+    give_up = world.engine.long_writer.give_up
 
     def beside_it(volume: Volume, lba: int) -> Work:
         volume.note_damage(2, "found by somebody else")
         yield from give_up(volume, lba)
 
-    world.engine.writer.give_up = beside_it  # type: ignore[method-assign]
+    world.engine.long_writer.give_up = beside_it  # type: ignore[method-assign]
     assert acknowledge(world, 1) is volume
     assert (volume.loss_epoch, volume.loss_open) == (2, True)
     assert flush(world, lost) == EIO

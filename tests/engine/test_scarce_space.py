@@ -143,8 +143,8 @@ def test_who_finds_no_room_makes_no_page_dirty(snapshot: bool, monkeypatch: pyte
         assert writer.write_block(volume, 1, data[:BLOCK_SIZE_BYTES]) == Obstacle.NO_SEGMENT
         assert writer.write_run(volume, 1, data) == (0, Obstacle.NO_SEGMENT)
         assert writer.write_run(volume, 1, data, must=True) == (0, Obstacle.NO_SEGMENT)
-        work = writer.punch(volume, 1, 2)
-        assert next(work) is writer.waitlists.segment_room
+        work = engine.long_writer.punch(volume, 1, 2)
+        assert next(work) is engine.waitlists.segment_room
         work.close()
     assert not engine.cache.dirty_pages
     monkeypatch.setattr(engine.space, "open_blocks", 0)

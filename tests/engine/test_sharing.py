@@ -101,7 +101,7 @@ def test_it_is_exact_while_clients_write() -> None:
     world.engine.sharing.settle([node], lambda: answers.append(node.sharing_unsure))
     passed: set[int] = set()  # how far the counting had come when blocks were written
     content, ended = memoryview(of(4) * 4), []  # type: memoryview, list[object]
-    writer, volume = world.engine.writer, world.engine.find("v")
+    writer, volume = world.engine.long_writer, world.engine.find("v")
 
     def write_one(leaf: int) -> Work:
         yield from writer.write(volume, leaf << BLOCK_SHIFT, content)

@@ -68,11 +68,11 @@ def promote(world: World, name: str) -> None:
 
 
 def write(world: World, name: str, lba: int, content: bytes) -> None:
-    world.run(world.engine.writer.write(world.engine.find(name), lba << BLOCK_SHIFT, memoryview(content)))
+    world.run(world.engine.long_writer.write(world.engine.find(name), lba << BLOCK_SHIFT, memoryview(content)))
 
 
 def trim(world: World, name: str, lba: int, count: int) -> None:
-    world.run(world.engine.writer.trim(world.engine.find(name), lba << BLOCK_SHIFT, count << BLOCK_SHIFT))
+    world.run(world.engine.long_writer.trim(world.engine.find(name), lba << BLOCK_SHIFT, count << BLOCK_SHIFT))
 
 
 def read(world: World, name: str, lba: int = 0, count: int = 1) -> bytes:

@@ -15,7 +15,7 @@ END = 1500  # leaves of the volume
 
 
 def put(world: World, volume: Volume, leaf: int) -> None:
-    world.run(world.engine.writer.write(volume, leaf * 2 * MIB, memoryview(bytes([7]) * BLOCK_SIZE_BYTES)))
+    world.run(world.engine.long_writer.write(volume, leaf * 2 * MIB, memoryview(bytes([7]) * BLOCK_SIZE_BYTES)))
 
 
 def leaves(world: World, volume: Volume) -> list[int]:
@@ -60,7 +60,7 @@ def test_next_leaf_stops_at_its_end(world: World, volume: Volume) -> None:
 def test_a_leaf_that_became_all_holes_is_not_stored(world: World, volume: Volume) -> None:
     put(world, volume, 600)
     world.run(world.engine.checkpoint())
-    world.run(world.engine.writer.trim(volume, 0, volume.size_bytes))
+    world.run(world.engine.long_writer.trim(volume, 0, volume.size_bytes))
     world.run(world.engine.checkpoint())
     assert volume.root == 0
     world.close()

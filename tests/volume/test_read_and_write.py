@@ -17,7 +17,7 @@ LEAF = 2 * MIB
 
 
 def write(world: World, volume: Volume, offset: int, payload: bytes) -> None:
-    world.run(world.engine.writer.write(volume, offset, memoryview(payload)))
+    world.run(world.engine.long_writer.write(volume, offset, memoryview(payload)))
 
 
 def read(world: World, volume: Volume, offset: int, length: int) -> bytes:
@@ -61,7 +61,7 @@ def test_partial_writes_to_one_block_do_not_undo_each_other(world: World, volume
     world.disk.character.cached = 0.0
     volume = world.engine.find("disk0")
     for part in range(16):
-        world.spawn(world.engine.writer.write(volume, part * 200, memoryview(bytes([part]) * 100)))
+        world.spawn(world.engine.long_writer.write(volume, part * 200, memoryview(bytes([part]) * 100)))
     world.settle()
     expected = bytearray([255]) * BLOCK
     for part in range(16):
@@ -94,30 +94,30 @@ def test_zeroes_cover_their_range_and_nothing_else(
     size = 2 * LEAF + 3 * BLOCK
     expected = bytearray(pattern(size, 9))
     write(world, volume, 0, bytes(expected))
-    world.run(world.engine.writer.zero(volume, offset, length, allocate=allocate))
+    world.run(world.engine.long_writer.zero(volume, offset, length, allocate=allocate))
     expected[offset : offset + length] = bytes(length)
     assert read(world, volume, 0, size) == expected
     check_accounts(world)
 
 
 def test_zeroes_that_are_allocated_are_mapped_and_others_are_not(world: World, volume: Volume) -> None:
-    world.run(world.engine.writer.zero(volume, 0, 10 * BLOCK, allocate=True))
+    world.run(world.engine.long_writer.zero(volume, 0, 10 * BLOCK, allocate=True))
     assert volume.mapped_blocks == 10
-    world.run(world.engine.writer.zero(volume, 0, 5 * BLOCK, allocate=False))
+    world.run(world.engine.long_writer.zero(volume, 0, 5 * BLOCK, allocate=False))
     assert volume.mapped_blocks == 5
 
 
 def test_a_trim_lets_go_of_whole_blocks_only(world: World, volume: Volume) -> None:
     write(world, volume, 0, bytes([1]) * (3 * BLOCK))
-    world.run(world.engine.writer.trim(volume, 100, 2 * BLOCK))
+    world.run(world.engine.long_writer.trim(volume, 100, 2 * BLOCK))
     assert read(world, volume, 0, 3 * BLOCK) == bytes([1]) * BLOCK + bytes(BLOCK) + bytes([1]) * BLOCK
-    world.run(world.engine.writer.trim(volume, 100, 100))
+    world.run(world.engine.long_writer.trim(volume, 100, 100))
     assert volume.mapped_blocks == 2
 
 
 def test_trimming_nothing_costs_nothing(world: World, volume: Volume) -> None:
     position = world.engine.log.position
-    world.run(world.engine.writer.trim(volume, 0, volume.size_bytes))
+    world.run(world.engine.long_writer.trim(volume, 0, volume.size_bytes))
     assert world.engine.log.position == position
 
 

@@ -260,7 +260,9 @@ class Session:
         elif command == CMD_READ:
             self.reads.begin(cookie, flags, offset, length)
         elif command == CMD_TRIM:
-            self.in_flight.spawn_change(self.engine.writer.trim(self.volume, offset, length), "TRIM", cookie, flags)
+            self.in_flight.spawn_change(
+                self.engine.long_writer.trim(self.volume, offset, length), "TRIM", cookie, flags
+            )
         elif command == CMD_WRITE_ZEROES:
             self._begin_zeroes(cookie, flags, offset, length)
         elif command == CMD_CACHE:
@@ -280,7 +282,7 @@ class Session:
         if allocate and flags & CMD_FLAG_FAST_ZERO:
             self.outgoing.error(cookie, ENOTSUP, chunk=False)  # zeroes that must be allocated are as slow as writes
             return
-        work = self.engine.writer.zero(self.volume, offset, length, allocate=allocate, payer=self.payer)
+        work = self.engine.long_writer.zero(self.volume, offset, length, allocate=allocate, payer=self.payer)
         self.in_flight.spawn_change(work, "WRITE_ZEROES", cookie, flags)
 
     def _go_on(self) -> None:

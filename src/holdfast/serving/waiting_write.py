@@ -118,7 +118,7 @@ class WaitingWrites:
 
         if pieces is not None:
             pieces.pending += 1
-        work = self.engine.writer.write(self.volume, offset, rest, self._payer or self.volume.group.memory)
+        work = self.engine.long_writer.write(self.volume, offset, rest, self._payer or self.volume.group.memory)
         checked = in_flight.checked(work, lambda: pieces is None or not pieces.errno)
         in_flight.spawn(checked, "WRITE", finished, payload_bytes=len(rest))
 

@@ -151,7 +151,7 @@ class World:
 
     def _watch_refusals(self) -> None:
         """Count the refusals for want of space that are right at their moment: later the space may have come free."""
-        engine, overcome = self.engine, self.engine.writer.overcome
+        engine, overcome = self.engine, self.engine.long_writer.overcome
 
         def watched(obstacle: int, volume: Volume, lba: int, patience: Patience | None = None) -> Work:
             space = engine.space
@@ -159,7 +159,7 @@ class World:
             self.rightly_refused += spent and obstacle == Obstacle.NO_SPACE
             return overcome(obstacle, volume, lba, patience)
 
-        setattr(engine.writer, "overcome", watched)  # noqa: B010 (a method may not be assigned to, says mypy)
+        setattr(engine.long_writer, "overcome", watched)  # noqa: B010 (a method may not be assigned to, says mypy)
 
     def _new_superblock(self) -> Superblock:
         made = new_superblock(

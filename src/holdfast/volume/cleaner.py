@@ -40,6 +40,7 @@ from holdfast.volume.checkpoints import Checkpoints
 from holdfast.volume.copier import Copier
 from holdfast.volume.holders import Holders
 from holdfast.volume.metadata_waits import MetadataWaits
+from holdfast.volume.page_table import PageTable
 from holdfast.volume.volume import Volume
 from holdfast.volume.waitlists import Waitlists
 from holdfast.volume.write import Writer
@@ -63,6 +64,7 @@ class Cleaner:
     def __init__(
         self,
         writer: Writer,
+        table: PageTable,
         holders: Holders,
         checkpoints: Checkpoints,
         metadata: MetadataWaits,
@@ -86,6 +88,7 @@ class Cleaner:
         self.log = log  # I
         self.copier = Copier(  # I
             writer,
+            table,
             holders,
             metadata,
             waitlists,

@@ -32,6 +32,7 @@ from holdfast.volume.live_blocks import LiveBlocks, LiveFinder
 from holdfast.volume.metadata_waits import MetadataWaits
 from holdfast.volume.moves import Moves
 from holdfast.volume.page_cache import PAGE_MASK, PAGE_SHIFT
+from holdfast.volume.page_table import PageTable
 from holdfast.volume.set_aside import FOR_GOOD, UNTIL_CHECKPOINT, SetAside
 from holdfast.volume.waitlists import Waitlists
 from holdfast.volume.write import Obstacle, Writer
@@ -78,6 +79,7 @@ class Copier:
     def __init__(
         self,
         writer: Writer,
+        table: PageTable,
         holders: Holders,
         metadata: MetadataWaits,
         waitlists: Waitlists,
@@ -95,7 +97,7 @@ class Copier:
         """
         self.log = writer.log  # I
         self.space = writer.log.space  # I
-        self.finder = LiveFinder(writer, holders, overcome=self._overcome, next_turn=waitlists.next_turn)  # I
+        self.finder = LiveFinder(writer, table, holders, overcome=self._overcome, next_turn=waitlists.next_turn)  # I
         self.counts = Counts()  # L
         self.set_aside = SetAside(self.space, clock)  # I
         self.worth_blocks = cold_blocks_max(self.log.segment_blocks)  # I: what a segment holds at most

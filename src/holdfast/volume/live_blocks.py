@@ -37,6 +37,7 @@ from holdfast.pool.victim import StoredBlocks
 from holdfast.units import BLOCK_SIZE_BYTES
 from holdfast.volume.holders import Holders
 from holdfast.volume.page_cache import PAGE_MASK, PAGE_SHIFT
+from holdfast.volume.page_table import PageTable
 from holdfast.volume.volume import Volume
 from holdfast.volume.write import Writer
 from holdfast.work.task import Waitlist, Work
@@ -121,13 +122,19 @@ class LiveFinder:
     """Looks, and marks pages dirty. Fields: I fixed when made, L loop thread."""
 
     def __init__(
-        self, writer: Writer, holders: Holders, *, overcome: Callable[[int], Work], next_turn: Waitlist
+        self,
+        writer: Writer,
+        table: PageTable,
+        holders: Holders,
+        *,
+        overcome: Callable[[int], Work],
+        next_turn: Waitlist,
     ) -> None:
         """`overcome`: waits until a page may be changed."""
         self.visiting: Volume | None = None  # L: whose map is being looked at; it must not be forgotten meanwhile
         self.holders = holders  # I
         self._cache = writer.cache  # I
-        self._table = writer.table  # I
+        self._table = table  # I
         self._writer = writer  # I
         self._space = writer.log.space  # I
         self._shift = writer.log.shift  # I

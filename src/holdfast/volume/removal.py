@@ -24,6 +24,7 @@ import numpy as np
 from holdfast.errors import DiskError, HoldfastError, NoSpaceError, log_fields
 from holdfast.pool.block import ADDRESS_MASK, page_place
 from holdfast.volume.leaves import Leaves
+from holdfast.volume.long_write import LongWriter
 from holdfast.volume.page_cache import PAGE_SHIFT, PageCache
 from holdfast.volume.page_table import PageDamagedError, PageTable
 from holdfast.volume.versions import is_going, remove_place, sees_below
@@ -52,6 +53,7 @@ class Removal:
         views: Views,
         leaves: Leaves,
         writer: Writer,
+        long_writer: LongWriter,
         waitlists: Waitlists,
         scheduler: Scheduler,
         *,
@@ -70,6 +72,7 @@ class Removal:
         self._views = views
         self._leaves = leaves
         self._writer = writer
+        self._long_writer = long_writer
         self._waitlists = waitlists
         self._scheduler = scheduler
         self._checkpoint = checkpoint
@@ -188,7 +191,7 @@ class Removal:
                     obstacle = self._writer.make_writable(slot)
             if not obstacle:
                 break
-            yield from self._writer.overcome(obstacle, node, leaf << PAGE_SHIFT)
+            yield from self._long_writer.overcome(obstacle, node, leaf << PAGE_SHIFT)
         stored = (row & _ADDRESS) != 0
         dead = stored
         if heir is not None:

@@ -46,13 +46,14 @@ from holdfast.errors import (
 from holdfast.pool.block import LEVEL_SHIFT, page_place
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, VOLUME_SIZE_BYTES_MAX, format_size
 from holdfast.volume.checkpoints import Checkpoints
+from holdfast.volume.long_write import LEAVES_PER_TURN, LongWriter
 from holdfast.volume.page_cache import PAGE_MASK, PAGE_SHIFT
-from holdfast.volume.page_table import PageDamagedError
+from holdfast.volume.page_table import PageDamagedError, PageTable
 from holdfast.volume.versions import refresh_keepers
 from holdfast.volume.volume import Role, Volume, root_level_for
 from holdfast.volume.volumes import Volumes
 from holdfast.volume.waitlists import Waitlists
-from holdfast.volume.write import LEAVES_PER_TURN, Writer
+from holdfast.volume.write import Writer
 from holdfast.work.task import Scheduler, Work, guarded
 
 log_output = logging.getLogger("holdfast.volumes")
@@ -84,12 +85,20 @@ class Resizes:
     """All fields are fixed when made."""
 
     def __init__(
-        self, volumes: Volumes, writer: Writer, checkpoints: Checkpoints, waitlists: Waitlists, scheduler: Scheduler
+        self,
+        volumes: Volumes,
+        writer: Writer,
+        long_writer: LongWriter,
+        table: PageTable,
+        checkpoints: Checkpoints,
+        waitlists: Waitlists,
+        scheduler: Scheduler,
     ) -> None:
         self._volumes = volumes
         self._writer = writer
+        self._long_writer = long_writer
         self._cache = writer.cache
-        self._table = writer.table
+        self._table = table
         self._views = writer.views
         self._checkpoints = checkpoints
         self._waitlists = waitlists
@@ -279,7 +288,7 @@ class Resizes:
             blocks = 0 if slot < 0 else int(np.count_nonzero(self._cache.arena[slot, at : at + stop - first]))
             obstacle = visit(first, stop, blocks) if blocks and not _is_going(volume) else 0
             if obstacle:
-                yield from self._writer.overcome(obstacle, volume, first)
+                yield from self._long_writer.overcome(obstacle, volume, first)
             else:
                 first = stop
 
@@ -329,7 +338,7 @@ class Resizes:
         if not start:
             return
         try:
-            yield from self._writer.clear_rest(volume, lba, start)
+            yield from self._long_writer.clear_rest(volume, lba, start)
         except CorruptionError as error:
             # It reads as EIO, before and after the volume grows: what was in it is not shown.
             log_output.error("%s", error, extra=log_fields(error.resource, volume=volume.name))

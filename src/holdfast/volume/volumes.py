@@ -39,6 +39,7 @@ from holdfast.pool.tables import ROW_SIZE_BYTES, VolumeRow, row_bytes_max
 from holdfast.runtime.ports import Clock
 from holdfast.units import BLOCK_SHIFT, KIB, VOLUME_SIZE_BYTES_MAX, format_size
 from holdfast.volume.groups import GroupDirectory, TenantGroup
+from holdfast.volume.long_write import LongWriter
 from holdfast.volume.page_cache import PageCache
 from holdfast.volume.provision import Provisions
 from holdfast.volume.removal import Removal
@@ -46,7 +47,6 @@ from holdfast.volume.reserve import Reserve
 from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings, apply_settings
 from holdfast.volume.versions import hide, place_all
 from holdfast.volume.volume import Role, Volume, root_level_for
-from holdfast.volume.write import Writer
 from holdfast.work.task import Scheduler, Work, guarded
 
 log_output = logging.getLogger("holdfast.volumes")
@@ -69,7 +69,7 @@ class Volumes:
         reserve: Reserve,
         space: SpaceTable,
         cache: PageCache,
-        writer: Writer,
+        long_writer: LongWriter,
         scheduler: Scheduler,
         clock: Clock,
         *,
@@ -91,7 +91,7 @@ class Volumes:
         self._space = space  # I
         self.provisions = Provisions(space)  # I
         self._cache = cache  # I
-        self._writer = writer  # I
+        self._long_writer = long_writer  # I
         self.scheduler = scheduler  # I
         self._clock = clock  # I
         self.checkpoint = checkpoint  # I
@@ -327,7 +327,7 @@ class Volumes:
     def _acknowledge(self, volume: Volume, lbas: list[int]) -> Work:
         for lba in lbas:
             try:
-                yield from self._writer.give_up(volume, lba)
+                yield from self._long_writer.give_up(volume, lba)
             except (CorruptionError, DiskError) as error:
                 # Its place in the map cannot be reached: should it be read again after a restart, it is news again.
                 log_output.warning("block %d of volume %s is not given up: %s", lba, volume.name, error)

@@ -154,7 +154,7 @@ GROUPS = [
         "acknowledgement-destroys",
         "blocks that were overwritten since they were found damaged are given up with the loss",
         "P6",
-        "holdfast.volume.write",
+        "holdfast.volume.long_write",
         "                return entry  # overwritten since, or the disk has thought better of it\n",
         "                pass\n",
     ),

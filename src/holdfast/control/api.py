@@ -1,8 +1,8 @@
 """The control API: what is asked of a pool besides reading and writing blocks, and what is answered.
 
 These structures are the JSON of `POOL/control.sock`, the `--json` output of the commands, and the types between the
-HTTP side (`control/http.py`) and the server that implements `Service`.  One definition serves all three, so that they
-cannot drift apart.
+HTTP side (`control/http.py`, `control/routes.py`) and the server that implements `Service`.  One definition serves all
+three, so that they cannot drift apart.
 
 1. Fields are only ever added, with a default: an older client decodes a newer answer and the other way round.  What a
    request leaves at its default is not sent, so that an older server, which refuses what it does not know, need not.

@@ -14,7 +14,7 @@ from holdfast.serving.control_connection import ControlSocket
 from holdfast.units import GIB, KIB, MIB
 
 from .fake_service import FakeService
-from .test_http import parse_answers, request
+from .http_messages import parse_answers, request
 
 MS = 1_000_000
 PATIENCE_NS = 20 * MS

@@ -38,6 +38,7 @@ from holdfast.volume.metadata_waits import MetadataWaits
 from holdfast.volume.page_cache import MUST_PAGES, PageCache
 from holdfast.volume.page_table import PageTable
 from holdfast.volume.page_writer import PageWriter
+from holdfast.volume.provision import Provisions
 from holdfast.volume.read import Reader
 from holdfast.volume.removal import Removal
 from holdfast.volume.reserve import Reserve
@@ -163,7 +164,13 @@ class EngineParts:
         self.exchange = Exchange(pages, self.views, self.space)
         self.leaves = leaves = Leaves(pages, self.table, self.scheduler, waitlists.leaves_turn)
         self.reader = Reader(pages, self.views, blocks, next_turn=waitlists.next_turn)
-        self.sharing = Sharing(pages, self.table, self.scheduler, next_turn=waitlists.next_turn)
+        self.sharing = Sharing(
+            pages,
+            self.table,
+            self.scheduler,
+            next_turn=waitlists.next_turn,
+            counted=Provisions(self.space).hold,
+        )
         self.differences = Differences(pages, self.views, self.table, next_turn=waitlists.next_turn)
         self.writer = Writer(pages, self.views, self.exchange, self.pages, self.log)
         self.long_writer = LongWriter(self.writer, self.table, leaves, blocks, waitlists, now_ns=clock.now_ns)
@@ -273,10 +280,10 @@ class EngineParts:
     def _gone(self, nodes: Iterable[Volume]) -> None:
         volumes = self.volumes
         volumes.gone(nodes)
-        # Of each thick volume one: what its snapshots shared with it is the same for all.
-        last = {node.parent: node for node in nodes if node.parent is not None and node.parent.provisioned}
-        for parent, node in last.items():
-            self.sharing.settle([parent], partial(volumes.hold_for_parent, node))
+        # What thick volumes share, and so what is held for them, may be less: also of one that these were not named
+        # after, since a clone of it was promoted.
+        for volume in [volume for volume in volumes.by_id.values() if volume.provisioned]:
+            self.sharing.settle([volume], partial(volumes.provisions.hold, volume))
 
     def _resized(self) -> None:
         self.writer.renew()

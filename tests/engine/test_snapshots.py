@@ -293,7 +293,7 @@ def test_a_snapshot_taken_while_an_older_one_is_looked_at_hides_nothing_from_it(
     assert not looking
     taken = world.wait_for(lambda answer: engine.snapshots.take([("v", "c")], answer))
     assert not taken  # it is not durable yet, but there
-    run_to_end(engine.leaves.bring_in(engine.find("v").keepers, 0), lambda _io: 0)
+    run_to_end(engine.leaves.bring_in(lambda: engine.find("v").keepers, 0), lambda _io: 0)
     write_now(world, "v", 0, 4 * of(9))
     world.settle()
     assert bytes(into) == of(1) + of(2) + of(3) + of(4)

@@ -81,7 +81,6 @@ class ColdSegment:
         self._tag = tag
         self._epoch = epoch
         self._segment_blocks = segment_blocks
-        self._blocks_max = cold_blocks_max(segment_blocks)
         self._position = ordinal * segment_blocks
         self._buffer = buffer
         self._entry_rows: EntryArray = np.frombuffer(buffer, ENTRY_DTYPE)  # the same memory, as entries

@@ -50,7 +50,7 @@ RELAXED_FILL = 0.75  # without need only victims with less in them than this
 # With need, and a sixty-fourth of the pool's segments in a larger one (`LOW_MARK_SHARE`): each checkpoint writes all
 # pages of a map that is written to at random. Fewer if its segments are used up.
 ROUNDS_A_CHECKPOINT = 4
-# With need: where a thirty-second of each victim is dead, so many times four rounds gain a segment.
+# With need: where a thirty-second of each victim is dead, so many times ROUNDS_A_CHECKPOINT gain a segment.
 FRUITLESS_CHECKPOINTS_MAX = 16
 # Begun early, it copies what would have been overwritten soon: with a sixteenth of the pool instead of this, writing at
 # random to a pool that is four fifths full cost half a write more for each.
@@ -126,7 +126,7 @@ class Cleaner:
 
     @property
     def _rounds_a_checkpoint(self) -> int:
-        return max(ROUNDS_A_CHECKPOINT, self.space.limit_segments // LOW_MARK_SHARE)
+        return max(ROUNDS_A_CHECKPOINT, self.space.capacity_segments // LOW_MARK_SHARE)
 
     def _coming_free(self) -> int:
         """Segments that are free, or only wait for a checkpoint."""
@@ -261,7 +261,9 @@ class Cleaner:
                     return
                 self._worn_at = space.used_blocks
             gained = False
-            for _ in range(self._rounds_a_checkpoint if need else 1):
+            for number in range(self._rounds_a_checkpoint if need else 1):
+                if number >= ROUNDS_A_CHECKPOINT and self._coming_free() > self._low_mark:
+                    break  # enough waits for the checkpoint
                 more = yield from self._round(need=need)
                 gained |= more
                 if not more or self._coming_free() <= min(free - 1, space.checkpoint_segments):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from holdfast.volume.page_cache import PageCache
 from holdfast.volume.page_table import PageDamagedError, PageTable
@@ -20,18 +20,25 @@ class Leaves:
         self._scheduler = scheduler
         self._turn = turn
         self._busy = False
+        self._nodes: Sequence[Volume] = ()
 
-    def bring_in(self, nodes: Sequence[Volume], leaf: int) -> Work:
+    def is_bringing_in(self, node: Volume) -> bool:
+        """True while it needs pages of a node: they must not be forgotten."""
+        return node in self._nodes
+
+    def bring_in(self, nodes_now: Callable[[], Sequence[Volume]], leaf: int) -> Work:
         """Make the leaf resident in the maps of all nodes, new where there was none (a task's work); returns the slots,
         good until the caller next yields.
 
         One such request at a time: tasks that each had brought in some of their leaves would evict each other's, for
-        ever. Raises CorruptionError or DiskError if a page cannot be read. If one of a node behind the first is lost
-        for good that is noted, and the slots are those of the nodes before.
+        ever. So `nodes_now` is asked when it is this one's turn: some may be gone by then. Raises CorruptionError or
+        DiskError if a page cannot be read. If one of a node behind the first is lost for good that is noted, and the
+        slots are those of the nodes before.
         """
         while self._busy:
             yield self._turn
         self._busy = True
+        nodes = self._nodes = nodes_now()
         held = self._scheduler.hold(self._turn)
         slots: list[int] = []
         try:
@@ -50,5 +57,6 @@ class Leaves:
                 self._cache.children[slot] -= 1
             held.release()
             self._busy = False
+            self._nodes = ()
             self._turn.wake()
         return slots

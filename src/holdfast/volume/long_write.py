@@ -88,7 +88,7 @@ class LongWriter:
         if not volume.versioned:
             yield from self._table.page(volume, 0, leaf, create=True)
             return
-        yield from self._leaves.bring_in((volume, *self._exchange.keepers(volume, leaf)), leaf)
+        yield from self._leaves.bring_in(lambda: (volume, *self._exchange.keepers(volume, leaf)), leaf)
 
     def write(self, volume: Volume, offset: int, payload: memoryview, payer: Group | None = None) -> Work:
         """Write any byte range (a task's work); `payload` must stay as it is until the end. `payer`: the group to which

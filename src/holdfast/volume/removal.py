@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from holdfast.volume.leaves import Leaves
 from holdfast.volume.long_write import LongWriter
 from holdfast.volume.page_cache import PAGE_SHIFT, PageCache
 from holdfast.volume.page_table import PageDamagedError, PageTable
-from holdfast.volume.versions import is_going, remove_place, sees_below
+from holdfast.volume.versions import is_going, near_head, remove_place, sees_below
 from holdfast.volume.view import Views
 from holdfast.volume.volume import Volume
 from holdfast.volume.waitlists import Waitlists
@@ -122,7 +123,7 @@ class Removal:
                     return
 
     def _is_in_use(self, node: Volume) -> bool:
-        is_read = self._table.is_loading(node) or self._views.is_building(node)
+        is_read = self._table.is_loading(node) or self._views.is_building(node) or self._leaves.is_bringing_in(node)
         return is_read or self._is_visited(node) or node.resizing
 
     def _next(self) -> Volume | None:
@@ -130,10 +131,16 @@ class Removal:
         return next(filter(self._may_be_emptied, self._by_id.values()), None)
 
     def _may_be_emptied(self, node: Volume) -> bool:
-        if not is_going(node) or node in self._stuck or node in self._emptied:
+        if not is_going(node) or node in self._emptied or self._is_stuck(node):
             return False
+        head = near_head(node)
+        if head is not None and head.keepers and head.keepers[-1] is node:
+            return False  # those nearer to the volume are stuck: it gets what the volume replaces
         basis = node.basis
-        return basis is None or basis is node.ground or not is_going(basis) or basis in self._stuck
+        return basis is None or basis is node.ground or not is_going(basis) or self._is_stuck(basis)
+
+    def _is_stuck(self, node: Volume) -> bool:
+        return node in self._stuck and node.predecessor is not None  # else nobody needs any more what is in it
 
     def _empty(self, node: Volume) -> Work:
         """Take all that a node has, then the node out of the tree."""
@@ -179,7 +186,7 @@ class Removal:
             if heir is not None and leaf in heir.lost_leaves:
                 heir = None
             nodes = (node,) if heir is None else (node, heir)
-            slots = yield from self._leaves.bring_in(nodes, leaf)
+            slots = yield from self._leaves.bring_in(partial(tuple, nodes), leaf)
             if len(slots) < len(nodes):
                 continue  # the heir's leaf is lost
             row = self._cache.arena[slots[0]]

@@ -86,7 +86,17 @@ def freed_blocks(node: Volume, snapshots: Sequence[Volume]) -> int | None:
 class Sharing:
     """All fields are fixed when it is made."""
 
-    def __init__(self, cache: PageCache, table: PageTable, scheduler: Scheduler, *, next_turn: Waitlist) -> None:
+    def __init__(
+        self,
+        cache: PageCache,
+        table: PageTable,
+        scheduler: Scheduler,
+        *,
+        next_turn: Waitlist,
+        counted: Callable[[Volume], None],
+    ) -> None:
+        """`counted`: told of a node whose count may be another one than before"""
+        self._counted = counted
         self._cache = cache
         self._table = table
         self._scheduler = scheduler
@@ -118,6 +128,7 @@ class Sharing:
                 return node.shared_blocks
             if not lookers(node)[0]:
                 nobody_looks(node)
+                self._counted(node)
                 return 0
             recount = node.recount = Recount()
             try:
@@ -128,6 +139,7 @@ class Sharing:
                     node.recount = None
             if whole and ours:
                 node.shared_blocks, node.sharing_unsure = recount.shared_blocks, False
+                self._counted(node)
         return None
 
     def _count(self, node: Volume, recount: Recount) -> Work:

@@ -115,6 +115,7 @@ def hide(node: Volume) -> None:
     """The node is removed, as far as those outside can see."""
     node.role = Role.HIDDEN
     node.keepers = ()
+    node.keeper_base = -1
     if is_going(node):
         _looks_no_more(node)
     volume = near_head(node)

@@ -45,7 +45,7 @@ from holdfast.volume.provision import Provisions
 from holdfast.volume.removal import Removal
 from holdfast.volume.reserve import Reserve
 from holdfast.volume.settings import AS_BY_DEFAULT, VolumeSettings, apply_settings
-from holdfast.volume.versions import hide, place_all
+from holdfast.volume.versions import hide, near_head, place_all
 from holdfast.volume.volume import Role, Volume, root_level_for
 from holdfast.work.task import Scheduler, Work, guarded
 
@@ -252,11 +252,6 @@ class Volumes:
         volume.provisioned = False
         self.provisions.hold(volume)
 
-    def hold_for_parent(self, node: Volume) -> None:
-        """A snapshot goes: what its volume shares, and so what is held for it, may be less."""
-        if node.parent is not None:
-            self.provisions.hold(node.parent)
-
     # ---- changing one
 
     def change(self, name: str, answer: Answer, settings: VolumeSettings) -> None:
@@ -357,7 +352,9 @@ class Volumes:
                 for each in chosen:
                     hide(each)
                     self.let_go(each)
-                    self.hold_for_parent(each)
+                    head = near_head(each)
+                    if head is not None:  # what it shares may be less
+                        self.provisions.hold(head)
             answer(error)
             self.removal.begin()
 

@@ -195,7 +195,7 @@ def test_no_create_leaves_the_pool_alone(run: Run, image: Path, served_pool: Pat
 def test_an_empty_source_makes_no_volume(run: Run, served_pool: Path, service: FakeService, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.touch()
-    check_one_line(run, empty, f"{served_pool}/disk0", f"holdfast: {empty} is empty, and a volume cannot be")
+    check_one_line(run, empty, f"{served_pool}/disk0", f"holdfast: {empty} is empty; is it the right SRC?")
     assert service.known == {}
 
 

@@ -55,6 +55,18 @@ def test_an_idle_pool_gets_another_capacity(run: Run, pool: Path) -> None:
     assert run("check", pool).exit_code == 0
 
 
+def test_what_was_removed_of_an_idle_pool_makes_room_for_what_comes_next(run: Run, pool: Path, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(range(1, 256)) * (24 * MIB // 255))
+    assert run("copy", "--quiet", image, f"{pool}/big").exit_code == 0
+    refused = run("pool", "resize", pool, "--capacity", "28M")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert "; give that, or trim or remove volumes first" in refused.stderr
+    assert run("volume", "remove", f"{pool}/big").exit_code == 0
+    assert run("pool", "resize", pool, "--capacity", "28M").exit_code == 0
+    assert run("check", pool).exit_code == 0
+
+
 def test_what_cannot_be_meant_is_wrong_usage(run: Run, pool: Path) -> None:
     for words in (
         ("volume", "resize", f"{pool}/disk0"),

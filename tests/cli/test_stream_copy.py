@@ -282,6 +282,30 @@ def test_a_volume_that_was_written_to_is_refused_before_it_is_touched(
     assert content(run, disk, tmp_path) == b"x" * 4096 + source.at["b"][4096:]
 
 
+def test_what_begins_nearly_as_a_stream_is_not_taken_for_the_content_of_a_disk(
+    streams: dict[str, Path], target: RunningServer, copy: Copy, run: Run, tmp_path: Path
+) -> None:
+    disk = f"{target.pool}/disk0"
+    whole = streams["a"].read_bytes()
+    copy(streams["a"], disk)
+    before = content(run, disk, tmp_path)
+    damaged, empty = tmp_path / "damaged", tmp_path / "empty"
+    for raw in (b"X" + whole[1:], whole[:1], whole[:7], b"\0" * 8 + whole[8:]):
+        damaged.write_bytes(raw)
+        assert "a stream whose beginning is damaged or cut off" in refused(run, damaged, disk)
+    for raw in (whole[:8], whole[:15], whole[:40]):
+        damaged.write_bytes(raw)
+        refused(run, damaged, disk)
+    empty.touch()
+    result = run("copy", empty, disk)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "is empty; is it the right SRC?" in result.stderr
+    assert content(run, disk, tmp_path) == before
+    damaged.write_bytes(b"HFSTREAD" + bytes(4096 - 8))  # begins alike, and is something else
+    copy(damaged, disk)
+    assert content(run, disk, tmp_path)[:4096] == damaged.read_bytes()
+
+
 def test_what_makes_no_sense_is_one_line(source: Source, run: Run, tmp_path: Path) -> None:
     words: list[tuple[object, ...]] = [
         (source["a.."], tmp_path / "out"),

@@ -13,7 +13,7 @@ from holdfast.volume.sharing import freed_blocks
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Work
 from tests.engine.helpers import HoldingWorld, create, new_world
-from tests.engine.test_snapshots import clone, of, remove, snapshot, trim, write
+from tests.engine.test_snapshots import clone, of, remove, roll_back, snapshot, trim, write
 
 SIZE = 8 * MIB
 
@@ -156,3 +156,20 @@ def test_what_is_said_to_come_free_does(seed: int) -> None:
                 else:
                     write(world, target, lba, of(number % 250 + 1) * rng.randrange(1, 8))
     check_accounts(world)
+
+
+def test_after_a_rollback_all_of_it_comes_free_with_the_snapshots_unless_there_is_a_clone() -> None:
+    world = new_world("rollback")
+    create(world, "v", SIZE)
+    write(world, "v", 0, of(1) * 64)
+    snapshot(world, "v@s")
+    roll_back(world, "v@s")
+    world.settle()
+    write(world, "v", 0, of(2))
+    volume, taken = world.engine.find("v"), world.engine.find("v@s")
+    assert freed_blocks(volume, [taken]) == 65
+    clone(world, "v@s", "c")
+    assert freed_blocks(volume, [taken]) is None
+    remove(world, "c")
+    world.settle()
+    assert freed_blocks(volume, [taken]) == 65

@@ -100,6 +100,8 @@ def test_the_metrics_say_what_the_status_says(server: Server) -> None:
     metrics = scrape(server)
     assert metrics["pool_capacity_bytes"] == status.capacity_bytes == 96 * MIB
     assert metrics["pool_live_bytes"] == status.live_bytes >= 3 * MIB
+    (filled,) = [info for info in status.fill if info.kind == "pool"]  # as it is now, not at the last look
+    assert filled.used_bytes == metrics["space_used_bytes", "pool", ""] == metrics["pool_used_bytes"] >= 3 * MIB
     assert metrics["pool_segment_size_bytes"] == status.segment_size_bytes
     assert metrics["pool_segments", "free"] == status.segments.free
     assert metrics["pool_segments", "absent"] == status.segments.unprepared

@@ -112,7 +112,8 @@ def command(
     """
     from holdfast.cli import stream_copy
     from holdfast.cli.places import check_fits
-    from holdfast.cli.stream_file import is_stream
+    from holdfast.cli.stream_file import is_damaged_stream, is_stream
+    from holdfast.cli.stream_format import StreamError
     from holdfast.cli.transfer import DifferentError, compare, transfer
 
     show_progress = not (no_progress or quiet or as_json) and sys.stderr.isatty()
@@ -138,6 +139,10 @@ def command(
             raise CommandError(
                 f"{source} is a stream: import it into a volume, POOL/NAME, or copy it as it is with --raw"
             )
+        if not raw and not ends.is_remote(source) and is_damaged_stream(source):
+            raise StreamError(
+                f"{source} is a stream whose beginning is damaged or cut off: get it anew, or copy it with --raw"
+            )
         if resume or force:
             raise CommandError("--resume and --force are for streams; other copies are simply made anew")
         if STANDARD in (source, target):
@@ -147,6 +152,8 @@ def command(
         if not ends.is_remote(source) and not ends.is_remote(target):
             raise CommandError(f"{source} and {target} are both files; name a volume as POOL/NAME, or use cp --sparse")
         left = ends.open_source(source)
+        if not left.size_bytes and ends.is_remote(target):
+            raise CommandError(f"{source} is empty; is it the right SRC? nothing was copied")
         right = ends.open_target(target, source, left.size_bytes, create=create)
         check_fits(left, source, right, target)
         with progress_bar("copying", left.size_bytes, show=show_progress) as progress:
@@ -237,10 +244,6 @@ class _Ends:
             except NotFoundError:
                 if not create:
                     raise
-                if size_bytes == 0:
-                    raise CommandError(
-                        f"{source} is empty, and a volume cannot be; is it the right SRC? nothing was created"
-                    ) from None
                 info = pool.client.create_volume(CreateVolume(name=where.name, size_bytes=size_bytes))
                 created = True
             uri = pool.uri_of(where, info)

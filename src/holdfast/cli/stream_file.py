@@ -8,9 +8,17 @@ import sys
 from pathlib import Path
 
 from holdfast.cli.command import CommandError, describe_os_error
-from holdfast.cli.stream_format import MAGIC, StreamError, StreamReader, Totals
+from holdfast.cli.stream_format import (
+    HEADER_BYTES_MAX,
+    MAGIC,
+    StreamError,
+    StreamReader,
+    Totals,
+    is_header_but_for_magic,
+)
 
 STANDARD = "-"
+HEADER_READ_BYTES = HEADER_BYTES_MAX + 64  # with what is before and behind it
 
 
 class StreamFile:
@@ -62,6 +70,17 @@ def is_stream(name: str) -> bool:
             return stat.S_ISFIFO(mode)  # a pipe gives nothing else that could be copied
         with open(name, "rb", buffering=0) as file:
             return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False  # whoever opens it to read it says what is wrong
+
+
+def is_damaged_stream(name: str) -> bool:
+    """Whether a file is a stream but for its first bytes, or cut off within these."""
+    try:
+        if not stat.S_ISREG(os.stat(name).st_mode):
+            return False
+        with open(name, "rb", buffering=0) as file:
+            return is_header_but_for_magic(file.read(HEADER_READ_BYTES))
     except OSError:
         return False  # whoever opens it to read it says what is wrong
 

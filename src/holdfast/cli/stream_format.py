@@ -88,6 +88,19 @@ def encode_header(header: StreamHeader) -> bytes:
     return unchecked + _CHECK.pack(xxh3_64_intdigest(unchecked))
 
 
+def is_header_but_for_magic(raw: bytes) -> bool:
+    """Whether what a file begins with would be a header if its magic were right, or is the beginning of a magic."""
+    if len(raw) < len(MAGIC):
+        return bool(raw) and MAGIC.startswith(raw)
+    if len(raw) < _PREFIX.size:
+        return raw.startswith(MAGIC)
+    length = _PREFIX.unpack_from(raw)[2]
+    end = _PREFIX.size + length
+    if length > HEADER_BYTES_MAX or len(raw) < end + _CHECK.size:
+        return raw.startswith(MAGIC)
+    return bool(_CHECK.unpack_from(raw, end)[0] == xxh3_64_intdigest(MAGIC + raw[len(MAGIC) : end]))
+
+
 class Totals:
     """What has gone through a stream. `check`: of the last record, the seed of the next one."""
 

@@ -411,9 +411,7 @@ def _only_volume(where: PoolPath, volumes: list[VolumeInfo]) -> VolumeInfo:
 
 def _snapshots(volume: VolumeInfo) -> str:
     kept = "keeps" if volume.snapshots == 1 else "keep"
-    return (
-        f"{count_snapshots(volume.snapshots)}, which {kept} {format_size(volume.snapshots_bytes)} that it has replaced"
-    )
+    return f"{count_snapshots(volume.snapshots)}, which {kept} {format_size(volume.snapshots_bytes)} besides"
 
 
 def _quota(volume: VolumeInfo) -> str:

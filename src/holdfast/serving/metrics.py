@@ -115,8 +115,8 @@ def _pool(seen: Observed) -> Iterator[Metric]:
 
 
 def _space(seen: Observed) -> Iterator[Metric]:
-    """How full everything is that can be, as of the last look."""
-    found = list(seen.pool.space_watch.watched.values())
+    """How full everything is that can be."""
+    found = seen.pool.space_watch.look()
     if len(found) > VOLUMES_LISTED_MAX:
         found = [watched for watched in found if watched.kind != VOLUME]
     labels = ["kind", "name"]

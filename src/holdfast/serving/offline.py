@@ -28,6 +28,9 @@ from holdfast.volume.groups import TenantGroup
 from holdfast.volume.resize import Resized
 from holdfast.volume.volume import Volume
 
+# How long a command waits at most for what was removed before.
+LET_GO_NS_MAX = 120 * 1_000_000_000
+
 Begin = Callable[[Callable[[object], None]], None]
 
 
@@ -59,15 +62,37 @@ class OfflinePool:
         self._run(lambda answer: self._engine.sharing.settle(asked_of(volume), lambda: answer(None)))
         return self._info(volume)
 
+    def _let_go(self) -> None:
+        """Of a pool that nobody serves what was removed goes only while a command has it open: to be called before what
+        needs the space, or is refused for the lack of it."""
+
+        def begin(answer: Callable[[object], None]) -> None:
+            answers = [answer]  # one of the two comes first
+
+            def once() -> None:
+                if answers:
+                    answers.pop()(None)
+
+            loop = self._pool.loop
+            loop.call_later(LET_GO_NS_MAX, once)
+            self._engine.volumes.removal.when_done(once)
+
+        self._run(begin)
+
     def create_volume(self, wanted: CreateVolume) -> VolumeInfo:
+        if wanted.provisioned:
+            self._let_go()
         settings = volume_settings(self._engine, wanted)
         return self._volume(lambda answer: self._engine.create_volume(wanted.name, wanted.size_bytes, answer, settings))
 
     def change_volume(self, name: str, change: ChangeVolume) -> VolumeInfo:
+        if change.provisioned:
+            self._let_go()
         settings = volume_settings(self._engine, change)
         return self._volume(lambda answer: self._engine.change_volume(name, answer, settings))
 
     def resize_volume(self, name: str, wanted: ResizeVolume) -> VolumeResized:
+        self._let_go()
         outcome = self._run(
             lambda answer: self._engine.resize_volume(name, wanted.size_bytes, answer, force=wanted.force)
         )
@@ -75,6 +100,7 @@ class OfflinePool:
         return volume_resized(outcome)
 
     def change_pool(self, change: ChangePool) -> PoolStatus:
+        self._let_go()
         self._run(lambda answer: self._engine.resize_pool(change.capacity_bytes, answer))
         return self.status()
 

@@ -72,7 +72,8 @@ class SpaceWatch:
         self.look()
         self._timer = self._loop.call_later(LOOK_NS, self._look_and_go_on)
 
-    def look(self) -> None:
+    def look(self) -> list[Watched]:
+        """Look now: every few seconds, and whenever somebody asks."""
         now_s = self._engine.clock.now_ns() / 1e9
         found: dict[tuple[str, int], Watched] = {}
         for kind, number, name, used_bytes, limit_bytes in self._everything():
@@ -83,6 +84,7 @@ class SpaceWatch:
             if crossed:
                 self._warn(watched, crossed)
         self.watched = found
+        return list(found.values())
 
     def _warn(self, watched: Watched, percent: int) -> None:
         resource = _RESOURCES[watched.kind]

@@ -170,7 +170,7 @@ def pool_status(
                 over_percent=watched.thresholds.percent,
                 full_in_s=watched.seconds_left,
             )
-            for watched in pool.space_watch.watched.values()
+            for watched in pool.space_watch.look()
         ],
     )
 

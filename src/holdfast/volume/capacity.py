@@ -146,7 +146,7 @@ class Capacity:
             used_blocks = self._space.used_blocks + self._space.held_blocks
             raise RequestError(
                 f"the pool holds {format_size(used_blocks << BLOCK_SHIFT)}; the smallest capacity is "
-                f"{format_size(smallest * self._segment_bytes)}: trim or remove volumes first"
+                f"{format_size(smallest * self._segment_bytes)}; give that, or trim or remove volumes first"
             )
 
     # ---- larger

@@ -20,6 +20,7 @@ from holdfast.pool.block import (
     KIND_DATA,
     is_given_up,
 )
+from holdfast.pool.space import SpaceTable
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB, format_size
 from holdfast.volume.block_reader import DAMAGED, BlockReader
 from holdfast.volume.leaves import Leaves
@@ -81,7 +82,7 @@ class LongWriter:
         else:
             if patience is not None:  # a write; not what gives space back
                 volume.found_full()
-            raise _no_space(obstacle, volume, host_full=self._log.space.host_full)
+            raise _no_space(obstacle, volume, self._log.space)
 
     def _bring_in(self, volume: Volume, leaf: int) -> Work:
         """Make a leaf and those of its keepers resident (a task's work), all of them when it returns."""
@@ -251,7 +252,7 @@ class LongWriter:
                 first = stop
 
 
-def _no_space(obstacle: int, volume: Volume, *, host_full: bool) -> NoSpaceError:
+def _no_space(obstacle: int, volume: Volume, space: SpaceTable) -> NoSpaceError:
     """The space that is used up, and what to do."""
     if obstacle == Obstacle.OVER_QUOTA:
         quota = format_size(volume.quota_bytes)
@@ -265,7 +266,14 @@ def _no_space(obstacle: int, volume: Volume, *, host_full: bool) -> NoSpaceError
             "remove volumes of the group, or `holdfast group set --space`",
             resource=Resource.GROUP_SPACE,
         )
-    if host_full:
+    if space.is_full:
+        held = f", {format_size(space.held_blocks << BLOCK_SHIFT)} are held back" if space.held_blocks else ""
+        return NoSpaceError(
+            f"the pool is full: {format_size(space.used_blocks << BLOCK_SHIFT)} of the "
+            f"{format_size(space.usable_blocks << BLOCK_SHIFT)} that it holds are used{held}; trim or remove volumes "
+            "or snapshots, or add capacity"
+        )
+    if space.host_full:
         return NoSpaceError(
             "the filesystem below the pool has no room for another segment; free some of it",
             resource=Resource.HOST_FILESYSTEM,

@@ -82,6 +82,7 @@ class Removal:
         self._is_visited = is_visited
         self._gone = gone
         self._running = False
+        self._waiting: list[Callable[[], None]] = []  # for its end
         self._emptied: dict[Volume, None] = {}  # in this order
         self._stuck: set[Volume] = set()  # a page of the map is damaged, and an heir needs what is below it
 
@@ -91,8 +92,18 @@ class Removal:
             self._running = True
             self._scheduler.spawn(guarded(self._run()), "remove volumes and snapshots", self._ended)
 
+    def when_done(self, told: Callable[[], None]) -> None:
+        """Call `told` when nothing is left that can go, at once if that is so; or when it gave up."""
+        if self._running:
+            self._waiting.append(told)
+        else:
+            told()
+
     def _ended(self, error: HoldfastError | None) -> None:
         self._running = False
+        waiting, self._waiting = self._waiting, []
+        for told in waiting:
+            told()
         if error is not None:
             log_output.error(
                 "a volume or snapshot cannot be removed: %s", error, extra=log_fields(error.resource, errno=error.errno)

@@ -66,7 +66,8 @@ class Recount:
 def freed_blocks(node: Volume, snapshots: Sequence[Volume]) -> int | None:
     """How many data blocks come free if a volume is removed together with all its `snapshots`, or a snapshot by itself;
     None if that is not known, or depends on clones. Without what the removal of others still frees."""
-    if any(snapshot.grounded for snapshot in snapshots):
+    together = (node, *snapshots)
+    if any(snapshot.grounded > sum(each.ground is snapshot for each in together) for snapshot in snapshots):
         return None
     if node.role is Role.SNAPSHOT:
         if node.grounded:

@@ -87,8 +87,8 @@ class Differences:
         return found
 
     def _changed(self, node: Volume, since: Volume, leaf: int) -> Work:
-        """Which blocks of a leaf differ. What both see is of one moment: a cleaner that moves a block changes it, but not
-        before one look and after the other. Not both pages have to be in memory at once, for which it may be too short.
+        """Which blocks of a leaf differ. What both see is of one moment: a cleaner that moves a block changes it, but
+        not before one look and after the other. Both pages need not be in memory at once: it may be too short for that.
         """
         arena = self._cache.arena
         nothing = np.zeros(PAGE_ENTRIES, np.uint64)

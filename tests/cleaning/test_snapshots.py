@@ -112,6 +112,6 @@ def test_what_a_node_had_is_found_between_its_emptying_and_the_checkpoint_that_f
     roll_back(world, "disk0@a")
     world.settle()
     assert found
-    assert all(names == ["disk0@b", "disk0@a"] for names in found), found
+    assert all(names == ["disk0@b", "disk0@a", "disk0"] for names in found), found
     assert read(world, "disk0@b", 3) == block(3)
     check_accounts(world)

@@ -11,6 +11,8 @@ import pytest
 from holdfast.sim.accounts import check_accounts
 from holdfast.units import BLOCK_SHIFT, MIB
 from holdfast.volume.page_cache import PAGE_ENTRIES
+from holdfast.volume.volume import Volume
+from holdfast.work.task import Work
 from tests.engine.helpers import HoldingWorld, create, new_world
 from tests.engine.test_snapshots import (
     BLOCK,
@@ -226,6 +228,29 @@ def test_a_moved_block_is_the_same_block(world: HoldingWorld) -> None:
     row[inside] = old + np.uint64(1)
     engine.views.changed(0, inside, old, row[inside])
     assert changed(world, "disk", "disk@a") == [9]
+
+
+@pytest.mark.timeout(20)
+def test_what_both_see_need_not_be_in_memory_at_once(world: HoldingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory so short that the page of one makes way for that of the other, each time anew."""
+    create(world, "v", SIZE)
+    write(world, "v", 0, of(1) * 8)
+    snapshot(world, "v@a")
+    write(world, "v", 2, of(2) * 2)
+    snapshot(world, "v@b")
+    views, cache = world.engine.views, world.engine.cache
+    look = views.leaf
+
+    def look_in_short_memory(node: Volume, leaf: int) -> Work:
+        slot = yield from look(node, leaf)
+        for other in world.engine.volumes.by_id.values():
+            there = cache.slot_of.get(other.read_base | leaf)
+            if other is not node and other.read_base != other.key_base and there is not None:
+                cache.forget(there)
+        return slot
+
+    monkeypatch.setattr(views, "leaf", look_in_short_memory)
+    assert changed(world, "v@b", "v@a") == [2, 3]
 
 
 def test_a_volume_that_got_more_levels_or_less_size_is_compared_with_what_it_was(world: HoldingWorld) -> None:

@@ -9,11 +9,24 @@ import pytest
 from holdfast.errors import HoldfastError
 from holdfast.pool.block import ADDRESS_MASK
 from holdfast.runtime.ports import READ
+from holdfast.sim.accounts import check_accounts
 from holdfast.sim.world import World
 from holdfast.volume.volume import Volume
 from tests.engine.helpers import create, new_world
 from tests.engine.test_provision import BLOCKS, provisioned
-from tests.engine.test_snapshots import BLOCK, SIZE, clone, of, promote, read, remove, snapshot, write
+from tests.engine.test_snapshots import (
+    BLOCK,
+    SIZE,
+    clone,
+    of,
+    promote,
+    read,
+    remove,
+    roll_back,
+    snapshot,
+    trim,
+    write,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -139,3 +152,85 @@ def test_a_thick_volume_holds_less_when_a_snapshot_goes_that_was_promoted_away(g
     world.settle()
     assert list(world.engine.volumes.by_id) == [volume.volume_id]
     assert volume.held_blocks == volume.blocks_to_hold()
+
+
+def used(world: World) -> int:
+    return sum(volume.mapped_blocks for volume in world.engine.volumes.by_id.values())
+
+
+@pytest.mark.parametrize("reopen", [False, True])
+def test_what_a_removed_snapshot_keeps_for_one_volume_alone_becomes_that_volumes(*, reopen: bool) -> None:
+    world = new_world("rollback")
+    create(world, "v", SIZE)
+    write(world, "v", 0, of(1) * 64)
+    write(world, "v", 700, of(1) * 8)
+    snapshot(world, "v@s")
+    write(world, "v", 8, of(2) * 8)
+    roll_back(world, "v@s")
+    world.settle()
+    write(world, "v", 4, of(3) * 8)
+    trim(world, "v", 20, 4)
+    remove(world, "v@s")
+    if reopen:
+        world.server_dies()
+        world.open()
+    world.settle()
+    volume = world.engine.find("v")
+    assert volume.mapped_blocks == used(world) == 68
+    content = of(1) * 4 + of(3) * 8 + of(1) * 8 + bytes(4 * BLOCK) + of(1) * 40
+    assert read(world, "v", 0, 64) == content
+    check_accounts(world)
+    trim(world, "v", 0, volume.size_blocks)
+    world.settle()
+    assert used(world) == 0
+    assert read(world, "v", 700, 8) == bytes(8 * BLOCK)
+    check_accounts(world)
+
+
+def test_a_clone_takes_over_what_is_left_of_a_volume_that_was_removed_with_its_snapshots() -> None:
+    world = new_world("template")
+    create(world, "template", SIZE)
+    write(world, "template", 0, of(1) * 64)
+    snapshot(world, "template@s")
+    write(world, "template", 0, of(2) * 16)
+    clone(world, "template@s", "c")
+    clone(world, "template@s", "d")
+    write(world, "c", 0, of(3) * 32)
+    remove(world, "template", snapshots=True)
+    world.settle()
+    assert used(world) == 64 + 32  # two of them see it
+    remove(world, "d")
+    world.settle()
+    assert world.engine.find("c").mapped_blocks == used(world) == 64
+    assert read(world, "c", 0, 64) == of(3) * 32 + of(1) * 32
+    check_accounts(world)
+
+
+def test_what_snapshots_of_the_clone_see_through_marks_stays_until_they_are_gone() -> None:
+    world = new_world("marks")
+    create(world, "v", SIZE)
+    write(world, "v", 0, of(1) * 64)
+    snapshot(world, "v@s")
+    clone(world, "v@s", "c")
+    snapshot(world, "c@before")
+    write(world, "c", 0, of(2) * 16)  # the snapshot has marks for these now
+    remove(world, "v", snapshots=True)
+    world.settle()
+    snapshot(world, "c@later")
+    clone(world, "c@before", "d")
+    write(world, "c", 8, of(3) * 16)
+    assert world.engine.find("c").mapped_blocks + world.engine.find("c@later").mapped_blocks == 64 + 16
+    assert used(world) == 64 + 16 + 16
+    for name in ("c@before", "d"):
+        assert read(world, name, 0, 64) == of(1) * 64
+    assert read(world, "c@later", 0, 64) == of(2) * 16 + of(1) * 48
+    world.server_dies()
+    world.open()
+    world.settle()
+    assert read(world, "d", 0, 64) == of(1) * 64
+    for name in ("d", "c@before", "c@later"):
+        remove(world, name)
+        world.settle()
+        assert read(world, "c", 0, 64) == of(2) * 8 + of(3) * 16 + of(1) * 40
+        check_accounts(world)
+    assert world.engine.find("c").mapped_blocks == used(world) == 64

@@ -16,6 +16,7 @@ from holdfast.sim.accounts import check_accounts
 from holdfast.sim.world import World
 from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
 from holdfast.volume.settings import VolumeSettings
+from holdfast.volume.versions import is_for_one_clone
 from holdfast.volume.volume import OnFull, Role, Volume
 from holdfast.work.task import Work, run_to_end
 from tests.engine.helpers import HoldingWorld, create, new_world
@@ -470,6 +471,11 @@ class Story:
         for name in self.contents:
             self.look(name)
         check_accounts(self.world)
+        nodes = self.world.engine.volumes.by_id.values()
+        for node in nodes:
+            if is_for_one_clone(node) and node.mapped_blocks:  # nobody needs it but snapshots of the clone, by marks
+                (clone,) = [other for other in nodes if other.basis is node]
+                assert clone.predecessor is not None
 
 
 @pytest.mark.parametrize("seed", range(40))

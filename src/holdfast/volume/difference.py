@@ -87,17 +87,19 @@ class Differences:
         return found
 
     def _changed(self, node: Volume, since: Volume, leaf: int) -> Work:
-        """Which blocks of a leaf differ. Both are looked at without waiting in between: a cleaner that moves a block
-        changes what both see of it, but not before one look and after the other."""
-        cache = self._cache
+        """Which blocks of a leaf differ. What both see is of one moment: a cleaner that moves a block changes it, but
+        not before one look and after the other. Both pages need not be in memory at once: it may be too short for that.
+        """
+        arena = self._cache.arena
+        nothing = np.zeros(PAGE_ENTRIES, np.uint64)
         while True:
             theirs = yield from self._views.leaf(since, leaf)
+            before = nothing if theirs < 0 else arena[theirs].copy()
+            moves = self._views.moves
             ours = yield from self._views.leaf(node, leaf)
-            if cache.slot_of.get(since.read_base | leaf, -1) == theirs:
-                break  # otherwise it was evicted while we waited for the other
-        nothing = np.zeros(PAGE_ENTRIES, np.uint64)
-        before = nothing if theirs < 0 else cache.arena[theirs]
-        now = nothing if ours < 0 else cache.arena[ours]
+            if self._views.moves == moves:
+                break
+        now = nothing if ours < 0 else arena[ours]
         changed: npt.NDArray[np.bool_] = before != now
         visible = since.size_blocks - (leaf << PAGE_SHIFT)
         if visible < PAGE_ENTRIES:

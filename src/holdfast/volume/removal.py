@@ -5,6 +5,9 @@ node after another, leaf by leaf:
 
     it has an heir     what the heir has no entry for becomes the heir's, the rest is dead
     it has none        all of it is dead
+    one clone is left  that was made from it, and nobody else sees it: what the clone has no entry for becomes the
+                       clone's. The rest is dead, if the clone has no snapshots: these may have marks that lead there.
+                       The node stays, as the clone's ground, with nothing in it
 
 An emptied node is taken out of the version tree at once: whoever looked through it sees the same without it. A
 checkpoint makes its pages disappear from the log, and after that its row. None of this is in the log of changes: a
@@ -17,18 +20,19 @@ So removing needs no space but the pages of a checkpoint, and works in a pool th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
 
 from holdfast.errors import DiskError, HoldfastError, NoSpaceError, log_fields
-from holdfast.pool.block import ADDRESS_MASK, page_place
+from holdfast.pool.block import ADDRESS_MASK, GROUND_MARK, page_place
 from holdfast.volume.leaves import Leaves
 from holdfast.volume.long_write import LongWriter
 from holdfast.volume.page_cache import PAGE_SHIFT, PageCache
 from holdfast.volume.page_table import PageDamagedError, PageTable
-from holdfast.volume.versions import is_going, near_head, remove_place, sees_below
+from holdfast.volume.provision import Provisions
+from holdfast.volume.versions import is_for_one_clone, is_going, near_head, remove_place, sees_below
 from holdfast.volume.view import Views
 from holdfast.volume.volume import Volume
 from holdfast.volume.waitlists import Waitlists
@@ -41,6 +45,7 @@ LEAVES_PER_TURN = 16
 NODES_PER_TURN = 64  # of nodes with hardly any map
 
 _ADDRESS = np.uint64(ADDRESS_MASK)
+_GROUND = np.uint64(GROUND_MARK)
 
 
 class Removal:
@@ -81,10 +86,12 @@ class Removal:
         self._should_wait = should_wait
         self._is_visited = is_visited
         self._gone = gone
+        self._provisions = Provisions(writer.log.space)
         self._running = False
         self._waiting: list[Callable[[], None]] = []  # for its end
         self._emptied: dict[Volume, None] = {}  # in this order
         self._stuck: set[Volume] = set()  # a page of the map is damaged, and an heir needs what is below it
+        self._given: dict[Volume, bool] = {}  # to their clones; and whether that is all that can be done
 
     def begin(self) -> None:
         """Something was hidden, or is left from an earlier life: see to it that it goes."""
@@ -114,6 +121,9 @@ class Removal:
         while True:
             # The heir of the last one first: so a chain of them takes one look at each, not one at all for each.
             node = heir if heir is not None and self._may_be_emptied(heir) else self._next()
+            if node is not None and not is_going(node):
+                yield from self._give_to_clone(node)
+                continue
             if node is not None:
                 heir = node.predecessor
                 yield from self._empty(node)
@@ -139,7 +149,8 @@ class Removal:
 
     def _next(self) -> Volume | None:
         """A node to be emptied: from the volume's end on, so that none that is being emptied gets anything new."""
-        return next(filter(self._may_be_emptied, self._by_id.values()), None)
+        nodes = self._by_id.values()
+        return next(filter(self._may_be_emptied, nodes), None) or next(filter(self._may_be_given, nodes), None)
 
     def _may_be_emptied(self, node: Volume) -> bool:
         if not is_going(node) or node in self._emptied or self._is_stuck(node):
@@ -149,6 +160,57 @@ class Removal:
             return False  # those nearer to the volume are stuck: it gets what the volume replaces
         basis = node.basis
         return basis is None or basis is node.ground or not is_going(basis) or self._is_stuck(basis)
+
+    def _may_be_given(self, node: Volume) -> bool:
+        if not is_for_one_clone(node) or not node.mapped_blocks or self._given.get(node):
+            return False
+        return node not in self._given or self._clone_of(node).predecessor is None
+
+    def _clone_of(self, node: Volume) -> Volume:
+        return next(other for other in self._by_id.values() if other.basis is node)
+
+    def _give_to_clone(self, node: Volume) -> Work:
+        """Let the only clone of a node have what it sees there. A page that cannot be read stays with all below it."""
+        clone = self._clone_of(node)
+        alone, damaged = clone.predecessor is None, False
+        leaf, count = 0, 0
+        end = 1 << PAGE_SHIFT * node.root_level
+        while leaf < end and is_for_one_clone(node) and not is_going(clone):
+            while self._should_wait():
+                yield self._waitlists.next_tick
+            try:
+                leaf = yield from self._table.next_leaf(node, leaf, end)
+                if leaf < end:
+                    yield from self._give_leaf(node, clone, leaf)
+                leaf += 1
+            except PageDamagedError as error:
+                log_output.error("%s; what is below stays where it is", error, extra=log_fields(error.resource))
+                level, index = page_place(error.key)
+                leaf = max(leaf, index << PAGE_SHIFT * level) + 1
+                damaged = True
+            except (NoSpaceError, DiskError):
+                yield self._waitlists.next_tick
+            count += 1
+            if count % LEAVES_PER_TURN == 0:
+                yield self._waitlists.next_turn
+        self._given[node] = damaged or (alone and clone.predecessor is None)
+
+    def _give_leaf(self, node: Volume, clone: Volume, leaf: int) -> Work:
+        slots = yield from self._writable_leaves((node, clone), leaf)
+        if len(slots) < 2 or leaf in clone.lost_leaves or not is_for_one_clone(node):
+            return
+        row, theirs = self._cache.arena[slots[0]], self._cache.arena[slots[1]]
+        stored = (row & _ADDRESS) != 0
+        seen = theirs == 0
+        seen[max(0, sees_below(clone) - (leaf << PAGE_SHIFT)) :] = False
+        seen = stored & (seen | (theirs == _GROUND))
+        np.copyto(theirs, row, where=seen)
+        clone.count_kept(leaf, seen, int(np.count_nonzero(seen)))
+        gone = stored if clone.predecessor is None else seen
+        self._writer.log.space.drop_blocks((row & _ADDRESS)[gone & ~seen])
+        node.count_mapped(-int(np.count_nonzero(gone)))
+        row[gone] = 0
+        self._provisions.hold(clone)
 
     def _is_stuck(self, node: Volume) -> bool:
         return node in self._stuck and node.predecessor is not None  # else nobody needs any more what is in it
@@ -188,6 +250,7 @@ class Removal:
             if count % LEAVES_PER_TURN == 0:
                 yield self._waitlists.next_turn
         remove_place(node)
+        self._given.pop(node, None)
         self._emptied[node] = None
 
     def _empty_leaf(self, node: Volume, heir: Volume | None, leaf: int) -> Work:
@@ -197,19 +260,12 @@ class Removal:
             if heir is not None and leaf in heir.lost_leaves:
                 heir = None
             nodes = (node,) if heir is None else (node, heir)
-            slots = yield from self._leaves.bring_in(partial(tuple, nodes), leaf)
-            if len(slots) < len(nodes):
-                continue  # the heir's leaf is lost
-            row = self._cache.arena[slots[0]]
-            if not row.any():
+            slots = yield from self._writable_leaves(nodes, leaf)
+            if not slots:
                 return
-            obstacle = 0
-            for slot in slots:
-                if not obstacle and self._cache.stamp[slot] != self._cache.generation:
-                    obstacle = self._writer.make_writable(slot)
-            if not obstacle:
-                break
-            yield from self._long_writer.overcome(obstacle, node, leaf << PAGE_SHIFT)
+            if len(slots) == len(nodes):
+                break  # else the heir's leaf is lost
+        row = self._cache.arena[slots[0]]
         stored = (row & _ADDRESS) != 0
         dead = stored
         if heir is not None:
@@ -222,3 +278,21 @@ class Removal:
         self._writer.log.space.drop_blocks((row & _ADDRESS)[dead])
         node.count_mapped(-int(np.count_nonzero(stored)))
         row[:] = 0
+
+    def _writable_leaves(self, nodes: Sequence[Volume], leaf: int) -> Work:
+        """The slots of these leaves, which may be changed until the next yield; none if there is nothing in the first,
+        fewer if one is lost."""
+        cache = self._cache
+        while True:
+            slots: list[int] = yield from self._leaves.bring_in(partial(tuple, nodes), leaf)
+            if len(slots) < len(nodes):
+                return slots
+            if not cache.arena[slots[0]].any():
+                return []
+            obstacle = 0
+            for slot in slots:
+                if not obstacle and cache.stamp[slot] != cache.generation:
+                    obstacle = self._writer.make_writable(slot)
+            if not obstacle:
+                return slots
+            yield from self._long_writer.overcome(obstacle, nodes[0], leaf << PAGE_SHIFT)

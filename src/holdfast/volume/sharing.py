@@ -19,7 +19,7 @@ from holdfast.errors import CorruptionError, DiskError
 from holdfast.pool.block import ADDRESS_MASK
 from holdfast.volume.page_cache import PAGE_ENTRIES, PAGE_SHIFT, PageCache
 from holdfast.volume.page_table import PageTable
-from holdfast.volume.versions import lookers, nobody_looks
+from holdfast.volume.versions import has_one_clone, lookers, nobody_looks
 from holdfast.volume.volume import Role, Volume
 from holdfast.work.task import Scheduler, Waitlist, Work
 
@@ -71,7 +71,7 @@ def freed_blocks(node: Volume, snapshots: Sequence[Volume]) -> int | None:
         return None
     if node.role is Role.SNAPSHOT:
         if node.grounded:
-            return 0  # it stays, hidden, for its clones
+            return None if has_one_clone(node) else 0  # it stays, hidden, for its clones
         return None if node.sharing_unsure else node.mapped_blocks - node.shared_blocks
     freed = node.mapped_blocks + sum(snapshot.mapped_blocks for snapshot in snapshots)
     ground, theirs = node.ground, 1 + len(snapshots)

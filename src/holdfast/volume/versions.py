@@ -18,9 +18,9 @@ Invariants
     need no counts of sharing.
  2. Entries move against the arrows only: from a node to one whose basis it is. Whoever collects what a node sees, from
     the far end of its chain on, misses nothing while others change the maps (`View`).
- 3. A removed node stays, hidden, as long as it is the ground of others. Otherwise what it has goes to the one snapshot
-    that looks through it (its heir), or is dropped if there is none (`Removal`); until that is done it gets nothing
-    new.
+ 3. A removed node stays, hidden, as long as it is the ground of others; if a single clone is based on it, and nothing
+    else looks through it, that takes over what it sees there. Otherwise what it has goes to the one snapshot that looks
+    through it (its heir), or is dropped if there is none (`Removal`); until that is done it gets nothing new.
 """
 
 from __future__ import annotations
@@ -109,6 +109,18 @@ def _look_through(node: Volume, basis: Volume) -> None:
 def is_going(node: Volume) -> bool:
     """True if what the node has can go to its heir, or nobody needs it."""
     return node.role is Role.HIDDEN and not node.grounded
+
+
+def is_for_one_clone(node: Volume) -> bool:
+    """True if the node is removed and stays for a single clone only, with its snapshots."""
+    return node.role is Role.HIDDEN and has_one_clone(node)
+
+
+def has_one_clone(node: Volume) -> bool:
+    """True if nobody looks through the node but a single clone, with its snapshots, and its own line is over: it gets
+    nothing new."""
+    alone = node.grounded > 0 and node.predecessor is None and node.dependents == 1
+    return alone and (node.basis is None or node.basis is node.ground)
 
 
 def hide(node: Volume) -> None:

@@ -57,6 +57,7 @@ class Views:
         self._viewed: dict[int, set[int]] = {}  # by leaf: keys of view pages that may be in the cache
         self._viewed_count = 0  # of these, at most
         self.built = 0
+        self.moves = 0  # how often entries were changed that snapshots see as well
 
     def leaf(self, node: Volume, leaf: int) -> Work:
         """Make what the node sees of a leaf resident (a task's work); returns its slot, -1 if there is only a hole.
@@ -139,7 +140,7 @@ class Views:
         while links != chain(node):  # again, if the tree changed meanwhile
             links = chain(node)
             found = end
-            for link in links:
+            for link in reversed(links):  # as entries move: what has left one of them is found in one that comes later
                 looks += 1
                 if looks % LINKS_PER_TURN == 0:
                     yield self._next_turn
@@ -172,6 +173,7 @@ class Views:
 
     def changed(self, leaf: int, inside: npt.NDArray[np.intp], old: WordArray, new: WordArray) -> None:
         """Entries of a leaf, in whoever's map they are, are others now for the same blocks: at other addresses, say."""
+        self.moves += 1
         cache = self._cache
         rows = []
         keys = self._viewed.get(leaf, set())

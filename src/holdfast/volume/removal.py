@@ -173,26 +173,19 @@ class Removal:
         """Let the only clone of a node have what it sees there. A page that cannot be read stays with all below it."""
         clone = self._clone_of(node)
         alone, damaged = clone.predecessor is None, False
-        leaf, count = 0, 0
-        end = 1 << PAGE_SHIFT * node.root_level
-        while leaf < end and is_for_one_clone(node) and not is_going(clone):
-            while self._should_wait():
-                yield self._waitlists.next_tick
-            try:
-                leaf = yield from self._table.next_leaf(node, leaf, end)
-                if leaf < end:
-                    yield from self._give_leaf(node, clone, leaf)
-                leaf += 1
-            except PageDamagedError as error:
-                log_output.error("%s; what is below stays where it is", error, extra=log_fields(error.resource))
-                level, index = page_place(error.key)
-                leaf = max(leaf, index << PAGE_SHIFT * level) + 1
-                damaged = True
-            except (NoSpaceError, DiskError):
-                yield self._waitlists.next_tick
-            count += 1
-            if count % LEAVES_PER_TURN == 0:
-                yield self._waitlists.next_turn
+
+        def pass_over(error: PageDamagedError) -> bool:
+            nonlocal damaged
+            damaged = True
+            log_output.error("%s; what is below stays where it is", error, extra=log_fields(error.resource))
+            return True
+
+        yield from self._leaf_by_leaf(
+            node,
+            partial(self._give_leaf, node, clone),
+            pass_over,
+            goes_on=lambda: is_for_one_clone(node) and not is_going(clone),
+        )
         self._given[node] = damaged or (alone and clone.predecessor is None)
 
     def _give_leaf(self, node: Volume, clone: Volume, leaf: int) -> Work:
@@ -218,30 +211,49 @@ class Removal:
     def _empty(self, node: Volume) -> Work:
         """Take all that a node has, then the node out of the tree."""
         heir = node.predecessor
+
+        def pass_over(error: PageDamagedError) -> bool:
+            fields = log_fields(error.resource, volume=node.name)
+            if heir is None:
+                # What lies below the page cannot be found: it stays counted as live until a repair counts again.
+                log_output.error("%s; the space below it is not freed", error, extra=fields)
+                return True
+            log_output.error(
+                "%s; %s keeps its space, for what it has below is still seen through it", error, node.name, extra=fields
+            )
+            return False
+
+        whole = yield from self._leaf_by_leaf(node, partial(self._empty_leaf, node, heir), pass_over)
+        if not whole:
+            self._stuck.add(node)
+            return
+        remove_place(node)
+        self._given.pop(node, None)
+        self._emptied[node] = None
+
+    def _leaf_by_leaf(
+        self,
+        node: Volume,
+        take: Callable[[int], Work],
+        pass_over: Callable[[PageDamagedError], bool],
+        *,
+        goes_on: Callable[[], bool] = lambda: True,
+    ) -> Work:
+        """Take each leaf that a node has, while `goes_on` (a task's work). `pass_over` is told of a page that cannot be
+        read: whether to go on behind all that is below it. Returns False where it said no."""
         leaf, count = 0, 0
         end = 1 << PAGE_SHIFT * node.root_level  # not its size: a clone that was made smaller has marks behind its end
-        while leaf < end:
+        while leaf < end and goes_on():
             while self._should_wait():
                 yield self._waitlists.next_tick
             try:
                 leaf = yield from self._table.next_leaf(node, leaf, end)
                 if leaf < end:
-                    yield from self._empty_leaf(node, heir, leaf)
+                    yield from take(leaf)
                 leaf += 1
             except PageDamagedError as error:
-                if heir is not None:
-                    log_output.error(
-                        "%s; %s keeps its space, for what it has below is still seen through it",
-                        error,
-                        node.name,
-                        extra=log_fields(error.resource, volume=node.name),
-                    )
-                    self._stuck.add(node)
-                    return
-                # What lies below the page cannot be found: it stays counted as live until a repair counts again.
-                log_output.error(
-                    "%s; the space below it is not freed", error, extra=log_fields(error.resource, volume=node.name)
-                )
+                if not pass_over(error):
+                    return False
                 level, index = page_place(error.key)
                 leaf = index + 1 << PAGE_SHIFT * level
             except (NoSpaceError, DiskError):
@@ -249,9 +261,7 @@ class Removal:
             count += 1
             if count % LEAVES_PER_TURN == 0:
                 yield self._waitlists.next_turn
-        remove_place(node)
-        self._given.pop(node, None)
-        self._emptied[node] = None
+        return True
 
     def _empty_leaf(self, node: Volume, heir: Volume | None, leaf: int) -> Work:
         if heir is not None and leaf << PAGE_SHIFT >= sees_below(heir):

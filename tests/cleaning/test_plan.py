@@ -14,7 +14,7 @@ from holdfast.volume.live_blocks import LiveBlocks, LiveFinder
 from holdfast.volume.set_aside import SetAside
 from holdfast.work.task import Work, run_to_end
 from tests.engine.helpers import block, create, new_world
-from tests.engine.test_snapshots import write
+from tests.engine.versions import write
 
 WORTH = 60
 SOFT_LIMIT = 16

@@ -11,7 +11,7 @@ from holdfast.sim.accounts import check_accounts
 from holdfast.units import BLOCK_SIZE_BYTES
 from holdfast.work.task import Work
 from tests.engine.helpers import block, create, new_world
-from tests.engine.test_snapshots import clone, read, remove, roll_back, snapshot, write
+from tests.engine.versions import clone, read, remove, roll_back, snapshot, write
 
 BLOCK = BLOCK_SIZE_BYTES
 BLOCKS = 500

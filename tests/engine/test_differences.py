@@ -14,7 +14,7 @@ from holdfast.volume.page_cache import PAGE_ENTRIES
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Work
 from tests.engine.helpers import HoldingWorld, create, new_world
-from tests.engine.test_snapshots import (
+from tests.engine.versions import (
     BLOCK,
     BLOCKS,
     SIZE,

@@ -18,7 +18,7 @@ from holdfast.volume.holders import Holders
 from holdfast.volume.versions import chain
 from holdfast.volume.view import LINKS_PER_TURN
 from tests.engine.helpers import create, new_world
-from tests.engine.test_snapshots import SIZE, clone, of, read, remove, snapshot, write
+from tests.engine.versions import SIZE, clone, of, read, remove, snapshot, write
 
 
 @pytest.fixture(autouse=True)

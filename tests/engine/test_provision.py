@@ -16,7 +16,7 @@ from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
 from holdfast.volume.settings import VolumeSettings
 from holdfast.volume.volume import Volume, map_pages
 from tests.engine.helpers import HoldingWorld, ask, connect, create, fill, new_world
-from tests.engine.test_snapshots import call, clone, of, read, remove, roll_back, snapshot, trim, write
+from tests.engine.versions import call, clone, of, read, remove, roll_back, snapshot, trim, write
 
 SIZE = 2 * MIB
 BLOCKS = SIZE >> BLOCK_SHIFT

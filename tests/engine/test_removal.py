@@ -14,7 +14,7 @@ from holdfast.sim.world import World
 from holdfast.volume.volume import Volume
 from tests.engine.helpers import create, new_world
 from tests.engine.test_provision import BLOCKS, provisioned
-from tests.engine.test_snapshots import (
+from tests.engine.versions import (
     BLOCK,
     SIZE,
     clone,

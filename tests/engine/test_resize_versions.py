@@ -13,7 +13,8 @@ from holdfast.sim.world import World
 from holdfast.units import BLOCK_SIZE_BYTES, GIB, MIB
 from holdfast.volume.resize import Resized
 from tests.engine.helpers import HoldingWorld, create, new_world
-from tests.engine.test_snapshots import BLOCKS, Story, call, clone, of, read, remove, roll_back, snapshot, trim, write
+from tests.engine.test_version_stories import Story
+from tests.engine.versions import BLOCKS, call, clone, of, read, remove, roll_back, snapshot, trim, write
 
 BLOCK = BLOCK_SIZE_BYTES
 SIZE = 8 * MIB

@@ -13,7 +13,7 @@ from holdfast.volume.sharing import freed_blocks
 from holdfast.volume.volume import Volume
 from holdfast.work.task import Work
 from tests.engine.helpers import HoldingWorld, create, new_world
-from tests.engine.test_snapshots import clone, of, remove, roll_back, snapshot, trim, write
+from tests.engine.versions import clone, of, remove, roll_back, snapshot, trim, write
 
 SIZE = 8 * MIB
 

@@ -5,25 +5,33 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from random import Random
-from typing import Any
 
 import pytest
 
-from holdfast.errors import HoldfastError, RequestError
+from holdfast.errors import RequestError
 from holdfast.pool.tables import GroupLimits
 from holdfast.sim.accounts import check_accounts
 from holdfast.sim.world import World
-from holdfast.units import BLOCK_SHIFT, BLOCK_SIZE_BYTES, MIB
+from holdfast.units import BLOCK_SHIFT, MIB
 from holdfast.volume.settings import VolumeSettings
-from holdfast.volume.versions import is_for_one_clone
 from holdfast.volume.volume import OnFull, Role, Volume
 from holdfast.work.task import Work, run_to_end
 from tests.engine.helpers import HoldingWorld, create, new_world
-
-BLOCK = BLOCK_SIZE_BYTES
-SIZE = 8 * MIB
-BLOCKS = SIZE // BLOCK
+from tests.engine.versions import (
+    BLOCK,
+    BLOCKS,
+    SIZE,
+    call,
+    clone,
+    of,
+    promote,
+    read,
+    remove,
+    roll_back,
+    snapshot,
+    trim,
+    write,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -34,56 +42,6 @@ def quiet_log(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.fixture
 def world() -> HoldingWorld:
     return new_world("snapshots")
-
-
-def call(world: World, begin: Callable[[Callable[[Any], None]], object]) -> Any:
-    """Do what calls back, and wait for that; raises the error that it calls back with."""
-    outcome = world.wait_for(begin)
-    world.settle(lambda: bool(outcome))
-    if isinstance(outcome[0], HoldfastError):
-        raise outcome[0]
-    return outcome[0]
-
-
-def snapshot(world: World, *names: str) -> list[Volume]:
-    wanted = [tuple(name.split("@")) for name in names]
-    taken: list[Volume] = call(world, lambda answer: world.engine.snapshots.take(wanted, answer))  # type: ignore[arg-type]
-    return taken
-
-
-def clone(world: World, source: str, name: str) -> Volume:
-    made: Volume = call(world, lambda answer: world.engine.snapshots.clone(source, name, answer))
-    return made
-
-
-def remove(world: World, name: str, *, snapshots: bool = False) -> None:
-    call(world, lambda answer: world.engine.remove_volume(name, answer, snapshots=snapshots))
-
-
-def roll_back(world: World, name: str) -> None:
-    call(world, lambda answer: world.engine.snapshots.roll_back(name, answer))
-
-
-def promote(world: World, name: str) -> None:
-    call(world, lambda answer: world.engine.snapshots.promote(name, answer))
-
-
-def write(world: World, name: str, lba: int, content: bytes) -> None:
-    world.run(world.engine.long_writer.write(world.engine.find(name), lba << BLOCK_SHIFT, memoryview(content)))
-
-
-def trim(world: World, name: str, lba: int, count: int) -> None:
-    world.run(world.engine.long_writer.trim(world.engine.find(name), lba << BLOCK_SHIFT, count << BLOCK_SHIFT))
-
-
-def read(world: World, name: str, lba: int = 0, count: int = 1) -> bytes:
-    into = memoryview(bytearray(count * BLOCK))
-    world.run(world.engine.reader.read(world.engine.find(name), lba << BLOCK_SHIFT, into))
-    return bytes(into)
-
-
-def of(value: int) -> bytes:
-    return bytes([value]) * BLOCK
 
 
 # ---- one thing at a time
@@ -340,153 +298,6 @@ def test_a_mark_leads_to_the_ground_although_the_clone_before_it_goes_while_it_i
     paused.clear()
     world.settle(lambda: bool(looking))
     assert bytes(into) == of(1)
-
-
-# ---- everything at once
-
-
-class Story:
-    """Random changes of a pool, and what each volume and snapshot must hold: contents as tuples of a number a block."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = Random(seed)
-        self.world = new_world(
-            seed, pages=self.rng.choice([64, 128]), pages_per_turn=self.rng.choice([1, 64]), segments=128
-        )
-        self.contents: dict[str, list[int]] = {}
-        self.lbas = sorted({*self.rng.sample(range(BLOCKS), 24), 0, 511, 512, BLOCKS - 1})
-        self.next_number = 1
-        create(self.world, "v0", SIZE)
-        self.contents["v0"] = [0] * len(self.lbas)
-
-    def volumes(self) -> list[str]:
-        return [name for name in self.contents if "@" not in name]
-
-    def snapshots(self) -> list[str]:
-        return [name for name in self.contents if "@" in name]
-
-    def lbas_of(self, name: str) -> list[int]:
-        """Those that are inside of the volume."""
-        end = self.world.engine.find(name).size_blocks
-        return [lba for lba in self.lbas if lba < end]
-
-    def new_name(self, prefix: str) -> str:
-        self.next_number += 1
-        return f"{prefix}{self.next_number}"
-
-    def step(self) -> None:
-        rng, world = self.rng, self.world
-        action = rng.choices(
-            [
-                "write",
-                "trim",
-                "snapshot",
-                "clone",
-                "remove",
-                "roll back",
-                "promote",
-                "checkpoint",
-                "die",
-                "look",
-                "rest",
-            ],
-            [60, 10, 8, 4, 6, 2, 2, 3, 3, 5, 3],
-        )[0]
-        if action == "write":
-            name, number = rng.choice(self.volumes()), rng.randrange(1, 1 << 20)
-            lbas = self.lbas_of(name)
-            first = rng.randrange(len(lbas))
-            for index in range(first, min(len(lbas), first + rng.choice([1, 1, 4, 12]))):
-                block = number.to_bytes(4, "little") * (BLOCK // 4)
-                if world.engine.writer.write_block(world.engine.find(name), self.lbas[index], block):
-                    write(world, name, self.lbas[index], block)  # something has to be waited for
-                world.engine.turn()  # only then it would be acknowledged
-                self.contents[name][index] = number
-        elif action == "trim":
-            name = rng.choice(self.volumes())
-            start, stop = sorted(rng.choices(range(world.engine.find(name).size_blocks + 1), k=2))
-            trim(world, name, start, stop - start)
-            for index, lba in enumerate(self.lbas):
-                if start <= lba < stop:
-                    self.contents[name][index] = 0
-        elif action == "snapshot":
-            chosen = rng.sample(self.volumes(), min(len(self.volumes()), rng.choice([1, 1, 2])))
-            label = self.new_name("s")
-            snapshot(world, *(f"{name}@{label}" for name in chosen))
-            for name in chosen:
-                self.contents[f"{name}@{label}"] = list(self.contents[name])
-        elif action == "clone" and len(self.volumes()) < 5:
-            source, name = rng.choice(list(self.contents)), self.new_name("c")
-            clone(world, source, name)
-            self.contents[name] = list(self.contents[source])
-        elif action == "remove":
-            name = rng.choice(list(self.contents))
-            if "@" in name or len(self.volumes()) > 1:
-                remove(world, name, snapshots=True)
-                for gone in [each for each in self.contents if each == name or each.startswith(f"{name}@")]:
-                    del self.contents[gone]
-        elif action == "roll back" and self.snapshots():
-            name = rng.choice(self.snapshots())
-            roll_back(world, name)
-            self.contents[name.split("@")[0]] = list(self.contents[name])
-        elif action == "promote":
-            self.promote(rng.choice(self.volumes()))
-        elif action == "checkpoint":
-            world.run(world.engine.checkpoint())
-        elif action == "die":
-            self.die()
-        elif action == "look":
-            self.look(rng.choice(list(self.contents)))
-        elif action == "rest":
-            world.settle()
-
-    def promote(self, name: str) -> None:
-        before = set(self.world.engine.by_name)
-        try:
-            promote(self.world, name)
-        except RequestError:
-            return
-        gone = before - set(self.world.engine.by_name)
-        for former in gone:
-            self.contents[f"{name}@{former.split('@')[1]}"] = self.contents.pop(former)
-
-    def die(self) -> None:
-        """All that was written must be there: the ring survives, or it was flushed before."""
-        world = self.world
-        if self.rng.random() < 0.5:
-            world.server_dies()
-        else:
-            world.run(world.engine.checkpoint())
-            world.power_fails()
-        world.open()
-        assert sorted(world.engine.by_name) == sorted(self.contents)
-
-    def look(self, name: str) -> None:
-        for index, lba in enumerate(self.lbas_of(name)):
-            expected = self.contents[name][index].to_bytes(4, "little") * (BLOCK // 4)
-            assert read(self.world, name, lba) == expected, (name, lba)
-
-    def check(self) -> None:
-        self.world.settle()
-        for name in self.contents:
-            self.look(name)
-        check_accounts(self.world)
-        nodes = self.world.engine.volumes.by_id.values()
-        for node in nodes:
-            if is_for_one_clone(node) and node.mapped_blocks:  # nobody needs it but snapshots of the clone, by marks
-                (clone,) = [other for other in nodes if other.basis is node]
-                assert clone.predecessor is not None
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_whatever_is_done_each_is_what_it_was(seed: int) -> None:
-    story = Story(seed)
-    for _ in range(120):
-        story.step()
-    story.check()
-    story.world.close()
-    story.world.open()
-    story.check()
 
 
 # ---- names, settings, numbers

@@ -82,7 +82,7 @@ RARE = {
 # Not found within a thousand seeds: why, and which test finds it.
 SURVIVORS = {
     "mark-of-the-ground-overlooked": "a clone must be rolled back to its only snapshot, which has to have marks, and "
-    "what it was made from be gone: tests/engine/test_snapshots.py",
+    "what it was made from be gone: tests/engine/test_version_stories.py",
     "level-added-while-a-checkpoint-runs": "a volume must get its level just while a checkpoint writes its root: "
     "tests/engine/test_resize.py",
     "new-segments-before-the-checkpoint": "the log must enter a new segment before the checkpoint ends, and the server "
